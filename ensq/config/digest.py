@@ -1,0 +1,72 @@
+"""The configuration as canonical JSON, its digest, and what differs between two of them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+
+from ensq.config.structs import RunConfig
+from ensq.rundir import sha256
+
+# What may change without making it another ensemble: how many seeds, what is exported and where
+# the data lie (their own digest is recorded).
+_FREE = (
+    ("ensemble", "n_models"),
+    ("ensemble", "save_all_models"),
+    ("training", "export_path"),
+    ("data", "path"),
+)
+
+
+def dumps(config: RunConfig) -> str:
+    """The full configuration, defaults included, as canonical JSON."""
+    return json.dumps(msgspec.to_builtins(config), sort_keys=True, separators=(",", ":"))
+
+
+def loads(text: str) -> RunConfig:
+    """The configuration from the JSON of ``dumps``."""
+    return msgspec.json.decode(text.encode(), type=RunConfig)
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    """The part of the configuration that decides what is trained."""
+    full: dict[str, Any] = msgspec.to_builtins(config)
+    for section, key in _FREE:
+        del full[section][key]
+    if config.ensemble.enabled:
+        del full["seed"]  # ignored when an ensemble is trained
+    else:
+        del full["ensemble"]["base_seed"]
+    return full
+
+
+def digest(config: RunConfig) -> str:
+    """SHA-256 over the part of the configuration that decides what is trained."""
+    text = json.dumps(identity(config), sort_keys=True, separators=(",", ":"))
+    return sha256(text.encode())
+
+
+def changed_keys(old: RunConfig, new: RunConfig) -> list[tuple[str, Any, Any]]:
+    """The keys in dot notation, with both values, in which two configurations differ."""
+    before, after = _flatten(identity(old)), _flatten(identity(new))
+    return [
+        (key, before.get(key), after.get(key))
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    items: list[tuple[str, Any]]
+    if isinstance(value, dict) and value:
+        items = [(str(key), item) for key, item in value.items()]
+    elif isinstance(value, list | tuple) and value:
+        items = [(str(place), item) for place, item in enumerate(value)]
+    else:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, item in items:
+        flat.update(_flatten(item, f"{prefix}.{key}" if prefix else key))
+    return flat

@@ -1,0 +1,210 @@
+"""From a YAML file and overrides to a ``RunConfig``, with errors that name the key."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from ensq.config.structs import RunConfig
+from ensq.errors import ConfigError
+
+_REQUIRED = ("data", "model", "training")
+_AT = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>.*)`)?$", re.DOTALL)
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<key>.*)`", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `(?P<key>.*)`")
+_NUMBER_AS_TEXT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+_MAX_BYTES = 4 * 1024 * 1024
+
+# Keys of older files that would be misread if they were taken by name.
+_HINTS = {
+    "decay_steps": "older files mean a cosine over 2 x decay_steps; write total_steps, which "
+    "includes the warm-up",
+    "warmup_epochs": "older files mean gradient steps by it; write warmup_steps",
+    "stage1_optimizer": "write training.stages: [{optimizer: …, epochs: …}]",
+    "stage2_optimizer": "write training.stages: [{optimizer: …, epochs: …}]",
+}
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a configuration file and apply ``KEY=VALUE`` overrides.
+
+    Raises ConfigError, whose text names the file and the key.
+    """
+    return parse(_read(path), str(path), overrides)
+
+
+def parse(text: str, source: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration in ``text``; ``source`` is what errors call it."""
+    try:
+        tree = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ConfigError(f"{source}: not valid YAML: {_first_line(error)}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(
+            f"{source}: a configuration is a mapping with the sections {', '.join(_REQUIRED)}; "
+            f"this file holds {_kind(tree)}"
+        )
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        return msgspec.convert(tree, RunConfig, strict=True)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise ConfigError(f"{source}: {_explain(str(error), tree)}") from error
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise ConfigError(f"{path}: larger than 4 MiB, so not a configuration")
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not a text file in UTF-8") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read: {error.strerror}") from error
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    """Set one value; the path must lead through mappings and existing list places."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override}: write KEY=VALUE, as in training.stages.0.epochs=3")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not valid YAML") from error
+    node: Any = tree
+    *parents, last = key.split(".")
+    for depth, part in enumerate(parents):
+        node = _enter(node, part, override, ".".join(parents[: depth + 1]))
+    if isinstance(node, list):
+        node[_place(node, last, override)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise ConfigError(f"--set {override}: {'.'.join(parents)} is {_kind(node)}, not a section")
+
+
+def _enter(node: Any, part: str, override: str, so_far: str) -> Any:
+    if isinstance(node, list):
+        return node[_place(node, part, override)]
+    if isinstance(node, dict):
+        if node.get(part) is None:
+            node[part] = {}
+        return node[part]
+    raise ConfigError(f"--set {override}: nothing can be set below {so_far}")
+
+
+def _place(items: list[Any], text: str, override: str) -> int:
+    if text.isdecimal() and int(text) < len(items):
+        return int(text)
+    raise ConfigError(
+        f"--set {override}: {text!r} is no place in a list of {len(items)} (0 is the first)"
+    )
+
+
+def _explain(message: str, tree: Any) -> str:
+    """One line from msgspec's message: key in dot notation, what was wrong, what to write."""
+    match = _AT.match(message)
+    assert match is not None
+    what, parts = match["what"], _parts(match["path"] or "")
+    where = ".".join(parts)
+    if unknown := _UNKNOWN.match(what):
+        return _explain_unknown(parts, unknown["key"])
+    if missing := _MISSING.match(what):
+        return f"{'.'.join([*parts, missing['key']])} is missing"
+    value = _value_at(tree, parts)
+    what = what.replace("`", "").replace("Expected", "expected")
+    if what.startswith("Invalid enum value") and (allowed := _choices_at(parts)):
+        what = f"expected one of {', '.join(allowed)}"
+    text = f"{where}: {what}" if where else what
+    if isinstance(value, str) and _NUMBER_AS_TEXT.fullmatch(value.strip()):
+        return (
+            f"{text}; YAML reads {value} as text, since a number with an exponent needs a point "
+            f"and a signed exponent: write {float(value):.1e}"
+        )
+    if value is not None and not isinstance(value, dict | list):
+        shown = repr(value)
+        text += f" (the value is {shown if len(shown) < 60 else shown[:57] + '…'})"
+    return text
+
+
+def _explain_unknown(parts: list[str], key: str) -> str:
+    known = _fields_at(parts)
+    where = ".".join([*parts, key])
+    text = f"unknown key {where!r}" if not where.isprintable() else f"unknown key {where}"
+    if key in _HINTS:
+        return f"{text}: {_HINTS[key]}"
+    close = difflib.get_close_matches(key, known, n=1)
+    if close:
+        return f"{text}; did you mean {close[0]}?"
+    return f"{text}; known here: {', '.join(known)}" if known else text
+
+
+def _parts(path: str) -> list[str]:
+    """`$.training.stages[0].epochs` as its parts."""
+    return [part for part in re.split(r"\.|\[|\]", path.removeprefix("$")) if part]
+
+
+def _value_at(tree: Any, parts: Sequence[str]) -> Any:
+    node = tree
+    for part in parts:
+        if isinstance(node, dict):
+            node = node.get(part)
+        elif isinstance(node, list) and part.isdecimal() and int(part) < len(node):
+            node = node[int(part)]
+        else:
+            return None
+    return node
+
+
+def _fields_at(parts: Sequence[str]) -> list[str]:
+    """The keys that the struct at a path knows."""
+    kind: Any = RunConfig
+    for part in parts:
+        if _is_struct(kind):
+            kind = typing.get_type_hints(kind).get(part)
+        kind = _inner(kind)
+    return list(kind.__struct_fields__) if _is_struct(kind) else []
+
+
+def _choices_at(parts: Sequence[str]) -> list[str]:
+    """The values that a key with a fixed set of them takes."""
+    kind: Any = RunConfig
+    for part in parts:
+        kind = _inner(kind)
+        if _is_struct(kind):
+            kind = typing.get_type_hints(kind).get(part)
+    return [str(choice) for choice in typing.get_args(kind) if isinstance(choice, str)]
+
+
+def _is_struct(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+
+
+def _inner(kind: Any) -> Any:
+    """The struct inside ``X | None`` or ``tuple[X, ...]``, else the type itself."""
+    origin = typing.get_origin(kind)
+    if origin in (tuple, typing.Union, types.UnionType):
+        return next((arg for arg in typing.get_args(kind) if _is_struct(arg)), kind)
+    return kind
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    names = {list: "a list", str: "text", dict: "a section"}
+    return names.get(type(value), f"the value {value!r}")
+
+
+def _first_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

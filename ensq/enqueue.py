@@ -1,0 +1,131 @@
+"""A configuration and its data in, rows of the queue out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ensq import config as configuration
+from ensq import data
+from ensq.config import RunConfig
+from ensq.errors import MismatchError
+from ensq.jobs import Ensemble
+from ensq.rundir import RunDir, check_name, write_atomic
+from ensq.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Enqueued:
+    """What ``enqueue`` did."""
+
+    ensemble: Ensemble
+    new_seeds: tuple[int, ...]
+    existing_seeds: tuple[int, ...]
+    frames: int
+    training_frames: int
+    validation_frames: int
+    beads: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """A configuration whose data were loaded and found to fit."""
+
+    config: RunConfig
+    data_path: Path
+    data_digest: str
+    frames: int
+    beads: int
+    split: data.Split
+
+
+def check(config_path: Path, overrides: Sequence[str] = ()) -> Checked:
+    """Load and check configuration and data; writes nothing.
+
+    Raises ConfigError or DataError.
+    """
+    config = configuration.load(config_path, overrides)
+    data_path = (config_path.parent / config.data.path).resolve()
+    loaded = data.load(data_path, config.training.gammas)
+    return Checked(
+        config=config,
+        data_path=data_path,
+        data_digest=data.digest(data_path),
+        frames=loaded.n_frames,
+        beads=loaded.R.shape[1],
+        split=data.split(loaded, config, str(data_path)),
+    )
+
+
+def enqueue(store: Store, checked: Checked, name: str | None = None) -> Enqueued:
+    """Write one row per seed; rows that are there already stay as they are.
+
+    Raises MismatchError if the name stands for another configuration or other data.
+    """
+    config = checked.config
+    name = check_name(name or config.model_context)
+    refuse_other(store.ensemble(name), checked)
+    added = store.add_ensemble(
+        name=name,
+        config=configuration.dumps(config),
+        config_digest=configuration.digest(config),
+        data_path=_portable(checked.data_path, store.root),
+        data_digest=checked.data_digest,
+        run_path=f"runs/{name}",
+        seeds=config.seeds,
+        epochs=config.epochs,
+    )
+    run = RunDir(store.root / added.ensemble.run_path)
+    write_atomic(run.config, _as_yaml(config).encode())
+    return Enqueued(
+        ensemble=added.ensemble,
+        new_seeds=tuple(added.new_seeds),
+        existing_seeds=tuple(added.existing_seeds),
+        frames=checked.frames,
+        training_frames=len(checked.split.training),
+        validation_frames=len(checked.split.validation),
+        beads=checked.beads,
+    )
+
+
+def refuse_other(ensemble: Ensemble | None, checked: Checked) -> None:
+    """Raise MismatchError, with the changed keys, if the ensemble is of another making."""
+    if ensemble is None:
+        return
+    old = configuration.loads(ensemble.config)
+    changes = configuration.changed_keys(old, checked.config)
+    if changes:
+        lines = [f"  {key}: {_shown(before)} -> {_shown(after)}" for key, before, after in changes]
+        raise MismatchError(
+            f"the ensemble {ensemble.name!r} is there already with another configuration "
+            "(recorded -> this file):\n"
+            + "\n".join(lines)
+            + "\ngive the new one another name with --name, or undo the changes"
+        )
+    if ensemble.data_digest != checked.data_digest:
+        raise MismatchError(
+            f"the ensemble {ensemble.name!r} was enqueued with other data: {checked.data_path} has "
+            f"SHA-256 {checked.data_digest[:12]}…, recorded is {ensemble.data_digest[:12]}…; "
+            "restore the file, or give the new ensemble another name with --name"
+        )
+
+
+def _portable(path: Path, root: Path) -> str:
+    """Relative to the root folder, so that the queue may be moved or mounted elsewhere."""
+    return Path(os.path.relpath(path, root)).as_posix()
+
+
+def _as_yaml(config: RunConfig) -> str:
+    import json
+
+    tree: dict[str, Any] = json.loads(configuration.dumps(config))
+    return str(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+
+
+def _shown(value: Any) -> str:
+    return "absent" if value is None else str(value)

@@ -1,0 +1,126 @@
+"""Rows to values and values to rows: the one place where columns and fields meet."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from sqlalchemy import Row
+
+from ensq.jobs import (
+    Attempt,
+    Checkpoint,
+    Ensemble,
+    EpochRecord,
+    Job,
+    Outcome,
+    Result,
+    State,
+    WorkerInfo,
+)
+from ensq.store.values import Event, EventKind
+
+NO_CHECKPOINT: dict[str, Any] = {"path": None, "digest": None, "epoch": 0, "step": 0}
+
+
+def to_ensemble(row: Row[Any]) -> Ensemble:
+    return Ensemble(**row._mapping)
+
+
+def to_worker(row: Row[Any]) -> WorkerInfo:
+    return WorkerInfo(**row._mapping)
+
+
+def to_attempt(row: Row[Any]) -> Attempt:
+    values = dict(row._mapping)
+    outcome = values.pop("outcome")
+    return Attempt(outcome=None if outcome is None else Outcome(outcome), **values)
+
+
+def to_event(row: Row[Any]) -> Event:
+    values = dict(row._mapping)
+    return Event(kind=EventKind(values.pop("kind")), **values)
+
+
+def to_job(row: Row[Any]) -> Job:
+    values = dict(row._mapping)
+    values.pop("final_loss")
+    return Job(
+        index=values.pop("position"),
+        state=State(values.pop("state")),
+        checkpoint=_to_checkpoint(values, "checkpoint"),
+        previous_checkpoint=_to_checkpoint(values, "previous"),
+        **values,
+    )
+
+
+def to_result(row: Row[Any]) -> Result:
+    return Result(
+        best_epoch=row.best_epoch,
+        best_loss=_or_nan(row.best_loss),
+        final_loss=_or_nan(row.final_loss),
+        path=row.result_path,
+        digest=row.result_digest,
+    )
+
+
+def to_epoch(row: Row[Any]) -> EpochRecord:
+    return EpochRecord(
+        epoch=row.epoch,
+        train_loss=_or_nan(row.train_loss),
+        val_loss=_or_nan(row.val_loss),
+        val_rmse_force=row.val_rmse_force,
+        val_rmse_energy=row.val_rmse_energy,
+        learning_rate=row.learning_rate,
+        seconds=row.seconds,
+    )
+
+
+def from_epoch(record: EpochRecord) -> dict[str, Any]:
+    """The columns of an epoch's row, without job and attempt."""
+    return {
+        "epoch": int(record.epoch),
+        "train_loss": number(record.train_loss),
+        "val_loss": number(record.val_loss),
+        "val_rmse_force": number(record.val_rmse_force),
+        "val_rmse_energy": number(record.val_rmse_energy),
+        "learning_rate": float(record.learning_rate),
+        "seconds": float(record.seconds),
+    }
+
+
+def from_checkpoint(checkpoint: Checkpoint | None, prefix: str) -> dict[str, Any]:
+    """The four columns of a checkpoint; ``prefix`` is 'checkpoint' or 'previous'."""
+    if checkpoint is None:
+        return {f"{prefix}_{key}": value for key, value in NO_CHECKPOINT.items()}
+    return {
+        f"{prefix}_path": checkpoint.path,
+        f"{prefix}_digest": checkpoint.digest,
+        f"{prefix}_epoch": int(checkpoint.epoch),
+        f"{prefix}_step": int(checkpoint.step),
+    }
+
+
+def number(value: float | None) -> float | None:
+    """A plain float, so that NumPy's kinds are not stored as bytes; NaN becomes NULL."""
+    if value is None or math.isnan(value):
+        return None
+    return float(value)
+
+
+def one_line(text: str) -> str:
+    """Text without line breaks, for a table."""
+    return " ".join(text.split())
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _to_checkpoint(values: dict[str, Any], prefix: str) -> Checkpoint | None:
+    path, digest, epoch, step = (
+        values.pop(f"{prefix}_{key}") for key in ("path", "digest", "epoch", "step")
+    )
+    if path is None:
+        return None
+    return Checkpoint(path=path, digest=digest, epoch=epoch, step=step)

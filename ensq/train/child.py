@@ -1,0 +1,146 @@
+"""The trainer process: hears commands on its standard input, trains packs, tells events.
+
+It holds JAX; the supervisor, its parent, holds the queue. When the input closes, the supervisor is
+gone, and the process ends at once: what it still could write is of no attempt any more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import queue
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import Literal
+
+from ensq import config as configuration
+from ensq.errors import CheckpointError, ConfigError, DataError, MismatchError
+from ensq.rundir import RunDir
+from ensq.worker import protocol
+
+EXIT_ORPHANED = 3
+
+
+class Line:
+    """Both ends of the conversation with the supervisor."""
+
+    def __init__(self, events_fd: int) -> None:
+        self._events_fd = events_fd
+        self._commands: queue.SimpleQueue[protocol.Train | protocol.Quit] = queue.SimpleQueue()
+        self._stop = threading.Event()
+        self._dropped: frozenset[int] = frozenset()
+        threading.Thread(target=self._listen, daemon=True, name="commands").start()
+
+    def _listen(self) -> None:
+        for line in sys.stdin.buffer:
+            command = protocol.decode_command(line)
+            if isinstance(command, protocol.Stop):
+                self._stop.set()
+            elif isinstance(command, protocol.Drop):
+                self._dropped = self._dropped | set(command.job_ids)
+            else:
+                self._commands.put(command)
+        os._exit(EXIT_ORPHANED)
+
+    def next(self) -> protocol.Train | protocol.Quit:
+        """Wait for work."""
+        return self._commands.get()
+
+    def begin(self) -> None:
+        """Forget what was said about the pack before."""
+        self._dropped = frozenset()
+
+    def stop_wanted(self) -> bool:
+        return self._stop.is_set()
+
+    def dropped(self) -> frozenset[int]:
+        return self._dropped
+
+    def send(self, message: protocol.Message) -> None:
+        data = protocol.encode(message)
+        while data:
+            data = data[os.write(self._events_fd, data) :]
+
+
+class Workshop:
+    """Keeps the last program, so that the next members of an ensemble need no compilation."""
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+        self._key: tuple[str, str] | None = None
+        self._trainer: object | None = None
+
+    def train(self, command: protocol.Train) -> None:
+        """Train one pack; an exception fails its members, not the process."""
+        from ensq.train.trainer import Trainer
+
+        try:
+            trainer = self._trainer_for(command)
+            assert isinstance(trainer, Trainer)
+            trainer.train(command.members, self._line)
+        except Exception as error:
+            traceback.print_exc()
+            self._key = None
+            for member in command.members:
+                self._line.send(
+                    protocol.MemberFailed(
+                        job_id=member.job_id,
+                        kind=_kind(error),
+                        message=" ".join(str(error).split())[:500] or type(error).__name__,
+                    )
+                )
+
+    def _trainer_for(self, command: protocol.Train) -> object:
+        from ensq.train import environment
+        from ensq.train.dataset import prepare
+        from ensq.train.pack import Program
+        from ensq.train.trainer import Trainer
+
+        key = (command.config, command.data_digest)
+        if key != self._key:
+            config = configuration.loads(command.config)
+            environment.set_precision(config.training.precision)
+            environment.use_compile_cache(RunDir(Path(command.run_folder)).compile_cache)
+            dataset = prepare(
+                Path(command.data_path),
+                command.data_digest,
+                config,
+                lambda text: self._line.send(protocol.Phase(text=text)),
+            )
+            self._trainer = Trainer(Program(config, dataset), config, command.data_digest)
+            self._key = key
+        return self._trainer
+
+
+def _kind(error: Exception) -> Literal["mismatch", "data", "checkpoint", "exception"]:
+    """How the supervisor should see an exception."""
+    if isinstance(error, MismatchError):
+        return "mismatch"
+    if isinstance(error, DataError | ConfigError):
+        return "data"
+    return "checkpoint" if isinstance(error, CheckpointError) else "exception"
+
+
+def main() -> None:
+    """Serve commands until told to quit or until the supervisor is gone."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--events-fd", type=int, required=True)
+    line = Line(parser.parse_args().events_fd)
+    from ensq.train import environment
+
+    line.send(
+        protocol.Ready(
+            pid=os.getpid(), device=environment.device(), versions=environment.versions()
+        )
+    )
+    workshop = Workshop(line)
+    while isinstance(command := line.next(), protocol.Train):
+        line.begin()
+        workshop.train(command)
+        line.send(protocol.TrainEnded())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""How JAX is set up in the trainer: precision, compile cache, and what is reported of it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+import jax
+
+PACKAGES = ("ensq", "jax", "jaxlib", "chemtrain", "optax", "e3nn-jax", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the numbers."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "unknown"
+    return found
+
+
+def device() -> str:
+    """The first device in words, such as ``cpu`` or ``NVIDIA H100``."""
+    devices = jax.devices()
+    kind = str(devices[0].device_kind)
+    return kind if len(devices) == 1 else f"{len(devices)} x {kind}"
+
+
+def set_precision(precision: str) -> None:
+    """Switch JAX's 64-bit mode for the run that comes next."""
+    jax.config.update("jax_enable_x64", precision == "float64")
+
+
+def use_compile_cache(folder: Path) -> None:
+    """Keep compiled programs on disk, apart for each kind of processor.
+
+    Programs for a CPU hold its instructions, so that machines which share a folder but not a
+    processor model must not share them.
+    """
+    folder = folder / _processor()
+    folder.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    marks = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
+    text = "\n".join([platform.machine(), *marks, os.environ.get("XLA_FLAGS", "")])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

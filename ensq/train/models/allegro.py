@@ -1,0 +1,253 @@
+"""A strictly local equivariant network after Allegro (Musaelian et al., Nat. Commun. 14, 579 (2023)).
+
+Each directed edge carries scalars x (the latent) and equivariant features V. A layer sums the
+edges of a bead to an environment, multiplies V by it, and lets the new scalars update x; the
+energy of a bead is the sum of a readout of x over its edges. Nothing outside the cutoff of a bead
+touches its energy, however many layers there are.
+
+Differences from the paper: the envelope stands where edges act on others (environment sums and
+readout) and not on every latent; species enter the first layer as a bias of its centre and
+neighbour; products of the last layer go to scalars only; the residual has fixed weights.
+
+Symmetry. With ``o3`` features have a parity, and a mirror image has the same energy. With ``so3``
+they have none, so products such as the cross product of two vectors count as features: two layers
+make triple products of them. One layer has no second product, so there V is also multiplied by
+the cross product of two environments, V . (env x env'): the scalar that tells a left hand from a
+right one (env' is env with its channels turned by one).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from ensq.config.structs import AllegroConfig
+from ensq.train.models.dense import linear, silu
+from ensq.train.models.graph import Graph
+from ensq.train.models.tensor import Irrep, Path, contract, paths, spherical_harmonics
+
+Params = dict[str, Any]
+
+SILU_GAIN = 1.6768  # 1 / rms of silu of a normal variable: keeps the variance through a layer
+START_READOUT = 0.1  # the readout's first weights: forces begin well below one energy scale
+SCALAR: Irrep = (0, 1)
+
+
+@dataclass(frozen=True)
+class Allegro:
+    """The network of one configuration; parameters are handed in, so it may be shared."""
+
+    config: AllegroConfig
+    cutoff: float
+    n_species: int
+    avg_num_neighbors: float
+
+    @property
+    def parity(self) -> bool:
+        """Whether features carry a parity (o3)."""
+        return self.config.symmetry == "o3"
+
+    @property
+    def degrees(self) -> int:
+        """Number of degrees 0 .. max_ell."""
+        return self.config.max_ell + 1
+
+    @property
+    def triple(self) -> bool:
+        """Whether the one layer needs the triple product to see handedness."""
+        return not self.parity and self.config.num_layers == 1
+
+    def layer_paths(self) -> tuple[tuple[Path, ...], ...]:
+        """The products of every layer, without those that can no longer reach the energy."""
+        cfg = self.config
+        natural = tuple((ell, (-1) ** ell if self.parity else 1) for ell in range(self.degrees))
+        every = tuple((ell, p) for ell in range(self.degrees) for p in (1, -1))
+        features, layers = natural, []
+        for layer in range(cfg.num_layers):
+            left = cfg.num_layers - 1 - layer  # layers that follow
+            # the last layer can only bring natural parity to a scalar
+            outputs = (SCALAR,) if not left else natural if left == 1 or not self.parity else every
+            layers.append(paths(features, cfg.max_ell, outputs, self.parity))
+            features = tuple(sorted({path.out for path in layers[-1]}))
+        return tuple(layers)
+
+    def init(self, key: Array, dtype: Any = jnp.float32) -> Params:
+        """Random parameters: a nested dict of arrays [out, in]."""
+        cfg, hidden, channels = self.config, self.config.mlp_n_hidden, self.config.n_channels
+        keys = iter(jax.random.split(key, 64))
+
+        def weight(out: int, fan_in: int, gain: float = 1.0) -> Array:
+            normal = jax.random.normal(next(keys), (out, fan_in), dtype)
+            return normal * jnp.asarray(gain / math.sqrt(fan_in), dtype)
+
+        def mlp(fan_in: int, out: int) -> Params:
+            sizes = [fan_in] + [hidden] * cfg.mlp_n_layers + [out]
+            gains = [1.0] + [SILU_GAIN] * cfg.mlp_n_layers
+            return {
+                f"w{i}": weight(sizes[i + 1], sizes[i], gain) for i, gain in enumerate(gains)
+            }
+
+        params: Params = {
+            # one product gives the latent and the first weights of features and environment
+            "embed": mlp(cfg.n_radial_basis, hidden + 2 * channels * self.degrees),
+            "centre": weight(hidden, self.n_species, math.sqrt(self.n_species / 2)),
+            "neighbour": weight(hidden, self.n_species, math.sqrt(self.n_species / 2)),
+        }
+        for layer, products in enumerate(self.layer_paths()):
+            scalars = sum(path.out == SCALAR for path in products) + self.triple
+            own: Params = {"latent": mlp(hidden + channels * scalars, hidden)}
+            if layer:
+                own["environment"] = weight(channels * self.degrees, hidden)
+            if layer + 1 < cfg.num_layers:
+                for out in sorted({path.out for path in products}):
+                    fan_in = channels * sum(path.out == out for path in products)
+                    own[_mix_name(out)] = weight(channels, fan_in)
+            params[f"layer{layer}"] = own
+        params["readout"] = {
+            "w0": weight(hidden, hidden),
+            "w1": weight(1, hidden, SILU_GAIN * START_READOUT),
+        }
+        return params
+
+    def bead_energies(self, params: Params, graph: Graph) -> Array:
+        """Energy [A] of each bead, in units of the energy scale."""
+        cfg = self.config
+        radius = jnp.sqrt(jnp.sum(jnp.square(graph.vectors), axis=0))
+        scaled = radius / self.cutoff
+        envelope = jnp.where(graph.used, _envelope(scaled, cfg.envelope_p), 0.0)
+        unit = graph.vectors / radius
+        harmonics = spherical_harmonics(unit[0], unit[1], unit[2], cfg.max_ell)
+        # the sum over about n neighbours of random sign has variance 1
+        weight = envelope / math.sqrt(self.avg_num_neighbors)
+        damped = [[weight]] + [[weight * c for c in degree] for degree in harmonics]
+
+        embedded = self._embed(params, graph, scaled)
+        x, factors, weights = jnp.split(
+            embedded, (cfg.mlp_n_hidden, (embedded.shape[0] + cfg.mlp_n_hidden) // 2), axis=0
+        )
+        factors = _per_degree(factors, self.degrees)
+        features: dict[Irrep, list[Array]] = {
+            (ell, (-1) ** ell if self.parity else 1): [factors[ell]]
+            if ell == 0
+            else [factors[ell] * c for c in harmonics[ell - 1]]
+            for ell in range(self.degrees)
+        }
+        for layer, products in enumerate(self.layer_paths()):
+            own = params[f"layer{layer}"]
+            if layer:
+                weights = linear(own["environment"], x)
+            weights = _per_degree(weights, self.degrees)
+            environment = [
+                [graph.collect(weights[ell] * c) for c in damped[ell]]
+                for ell in range(self.degrees)
+            ]
+            made = _products(products, features, environment, graph)
+            scalars = list(made.get(SCALAR, []))
+            flat = [part[0] for part in scalars]
+            if self.triple:
+                flat.append(_triple_product(features[_vector(self.parity)], environment[1], graph))
+            update = _mlp(own["latent"], jnp.concatenate([x, *flat], axis=0))
+            x = (x + update) * math.sqrt(0.5)
+            if layer + 1 < cfg.num_layers:
+                features = {
+                    out: _mix(own[_mix_name(out)], parts) for out, parts in made.items()
+                }
+        energies = _mlp(params["readout"], x)[0] * weight
+        return graph.collect(energies)
+
+    def _embed(self, params: Params, graph: Graph, scaled: Array) -> Array:
+        """Latent [hidden, *e] of each edge from its length and its two species."""
+        dtype = scaled.dtype
+        basis = _bessel(scaled, self.config.n_radial_basis)
+        # one-hot products instead of a table look-up: its derivative would be a scatter
+        centre = linear(params["centre"], _one_hot(graph.species, self.n_species, dtype))
+        other = _one_hot(graph.neighbour_species, self.n_species, dtype)
+        bias = graph.expand(centre) + linear(params["neighbour"], other)
+        return _mlp(params["embed"], basis, bias)
+
+
+def _vector(parity: bool) -> Irrep:
+    return (1, -1 if parity else 1)
+
+
+def _mix_name(out: Irrep) -> str:
+    return f"mix_{out[0]}{'e' if out[1] == 1 else 'o'}"
+
+
+def _mlp(weights: Params, x: Array, bias: Array | None = None) -> Array:
+    """Linear maps with silu between them; ``bias`` is added before the first silu."""
+    x = linear(weights["w0"], x)
+    if bias is not None:
+        x = x + bias
+    for i in range(1, len(weights)):
+        x = linear(weights[f"w{i}"], silu(x))
+    return x
+
+
+def _one_hot(index: Array, classes: int, dtype: Any) -> Array:
+    """[*e] to [classes, *e]."""
+    every = jnp.arange(classes, dtype=index.dtype)
+    return (every.reshape(-1, *(1,) * index.ndim) == index).astype(dtype)
+
+
+def _per_degree(x: Array, degrees: int) -> list[Array]:
+    """[degrees * C, *e] to one [C, *e] for each degree."""
+    return jnp.split(x, degrees, axis=0)
+
+
+def _envelope(x: Array, p: int) -> Array:
+    """Polynomial 1 at 0 and 0 at 1 with two derivatives (Gasteiger et al. 2020, eq. 8)."""
+    a, b, c = (p + 1) * (p + 2) / 2, p * (p + 2), p * (p + 1) / 2
+    return 1.0 - x**p * (a - x * (b - c * x))
+
+
+def _bessel(x: Array, count: int) -> Array:
+    """Functions sin(n pi x) / x [count, *e] of x = r / cutoff, of mean square 1 in the ball.
+
+    sin(n t) by the recurrence 2 cos(t) sin((n-1) t) - sin((n-2) t): one sine for all n.
+    """
+    angle = math.pi * x
+    sine, twice = jnp.sin(angle), 2.0 * jnp.cos(angle)
+    scale = math.sqrt(2.0 / 3.0) / x
+    rows = [sine * scale]
+    before = jnp.zeros_like(sine)
+    for _ in range(count - 1):
+        now = rows[-1]
+        rows.append(twice * now - before)
+        before = now
+    return jnp.stack(rows)
+
+
+def _products(
+    products: tuple[Path, ...],
+    features: dict[Irrep, list[Array]],
+    environment: list[list[Array]],
+    graph: Graph,
+) -> dict[Irrep, list[list[Array]]]:
+    """For each irrep its products, each a list of components [C, *e]."""
+    spread = [[graph.expand(c) for c in degree] for degree in environment]
+    made: dict[Irrep, list[list[Array]]] = {}
+    for path in products:
+        product = contract(features[path.left], spread[path.right[0]], path.out[0])
+        made.setdefault(path.out, []).append(product)
+    return made
+
+
+def _mix(weight: Array, parts: list[list[Array]]) -> list[Array]:
+    """New channels of one irrep from all channels of all its products."""
+    return [
+        linear(weight, jnp.concatenate([part[m] for part in parts], axis=0))
+        for m in range(len(parts[0]))
+    ]
+
+
+def _triple_product(vector: list[Array], environment: list[Array], graph: Graph) -> Array:
+    """V . (env x env'), a pseudoscalar [C, *e]; env' is env with the channels turned by one."""
+    turned = [jnp.roll(c, 1, axis=0) for c in environment]
+    cross = contract(environment, turned, 1)
+    return contract(vector, [graph.expand(c) for c in cross], 0)[0]

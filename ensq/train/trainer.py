@@ -1,0 +1,339 @@
+"""Training a pack from where it stands to its last epoch, and telling about it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ensq import config as configuration
+from ensq.config import RunConfig
+from ensq.errors import CheckpointError
+from ensq.rundir import RESULT_NAME, checkpoint_name
+from ensq.train import checkpoint, environment, statistics
+from ensq.train.checkpoint import Identity, MemberResult, Record, Restored
+from ensq.train.pack import Batches, Lanes, Program, batches_of_epoch, lane, stack
+from ensq.worker import protocol
+from ensq.worker.protocol import MemberTask
+
+SECONDS_PER_CALL = 0.5  # how long a stop may have to wait for the running call
+KEPT_CHECKPOINTS = 3  # two that the queue points to, and one that it does not know yet
+
+
+class Control(Protocol):
+    """What the trainer hears and says while it works."""
+
+    def stop_wanted(self) -> bool: ...
+    def dropped(self) -> frozenset[int]: ...
+    def send(self, message: protocol.Message) -> None: ...
+
+
+@dataclass
+class Member:
+    """One lane of the pack."""
+
+    task: MemberTask
+    record: Record
+    ended: bool = False  # diverged, or its lease is lost
+    written: list[Path] | None = None
+
+
+@dataclass
+class _Place:
+    epoch: int  # epochs completed
+    step: int  # steps done of the next
+
+
+class Trainer:
+    """Trains packs of one program, one after another."""
+
+    def __init__(self, program: Program, config: RunConfig, data_digest: str) -> None:
+        self.program = program
+        self.config = config
+        self.identity = Identity(configuration.digest(config), data_digest)
+        self._steps_per_call = 1
+
+    def train(self, tasks: Sequence[MemberTask], control: Control) -> None:
+        """Train these members, as one pack where they stand at the same place."""
+        restored = [self._restore(task, control) for task in tasks]
+        places = sorted({(r.epoch, r.step) for r in restored}, reverse=True)
+        for epoch, step in places:
+            chosen = [i for i, r in enumerate(restored) if (r.epoch, r.step) == (epoch, step)]
+            pack = Pack(
+                self,
+                control,
+                [Member(tasks[i], restored[i].record) for i in chosen],
+                stack([restored[i].state for i in chosen]),
+                _Place(epoch, step),
+            )
+            if not pack.run():
+                return
+
+    def _restore(self, task: MemberTask, control: Control) -> Restored:
+        """The newest checkpoint that verifies, else a new member."""
+        rejected = []
+        for source in task.resume:
+            try:
+                data = checkpoint.read_verified(Path(source.path), source.digest)
+                template = self.program.template(*checkpoint.read_position(data))
+                restored = checkpoint.restore(data, template, self.identity)
+                control.send(
+                    protocol.Resumed(
+                        epoch=restored.epoch, step=restored.step, rejected=tuple(rejected)
+                    )
+                )
+                return restored
+            except CheckpointError as error:
+                rejected.append(str(error))
+        if rejected:
+            control.send(protocol.Resumed(epoch=0, step=0, rejected=tuple(rejected)))
+        return Restored(self.program.new_member(task.seed), Record(seed=task.seed), 0, 0)
+
+    def steps_to_run(self, left: int) -> int:
+        return max(1, min(left, self._steps_per_call))
+
+    def ran(self, steps: int, seconds: float) -> None:
+        """Adapt the length of a call, so that a stop never waits long; results don't depend on it."""
+        wanted = steps * SECONDS_PER_CALL / max(seconds, 1e-6)
+        self._steps_per_call = max(1, int(min(wanted, 4 * self._steps_per_call)))
+
+
+class Pack:
+    """Members in step with each other, from one place to the end."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        control: Control,
+        members: list[Member],
+        lanes: Lanes,
+        place: _Place,
+    ) -> None:
+        self.trainer, self.control = trainer, control
+        self.program, self.config = trainer.program, trainer.config
+        self.members, self.lanes, self.place = members, lanes, place
+        self.seconds = 0.0  # of the epoch under way
+
+    def run(self) -> bool:
+        """Train to the end. Returns False if a stop ended it before."""
+        if self.place.epoch == 0 and self.place.step == 0:
+            self.control.send(protocol.Phase(text="compiling and first steps"))
+        while self.place.epoch < self.config.epochs and self._active():
+            if not self._train_epoch():
+                self.control.send(protocol.Stopped(checkpoints=self._checkpoint_all()))
+                return False
+            self._finish_epoch()
+        for member, task in self._active():
+            self._finish_member(member, task)
+        return True
+
+    def _active(self) -> list[tuple[int, Member]]:
+        dropped = self.control.dropped()
+        for member in self.members:
+            member.ended = member.ended or member.task.job_id in dropped
+        return [(place, m) for place, m in enumerate(self.members) if not m.ended]
+
+    # -- one epoch -----------------------------------------------------------------------------
+
+    def _train_epoch(self) -> bool:
+        """The steps left of this epoch. Returns False if a stop came first."""
+        epoch, total = self.place.epoch, self.program.steps_per_epoch
+        batches = batches_of_epoch(
+            self.program.dataset.n_training, self.program.batch, self.config.data.seed, epoch
+        )
+        while self.place.step < total and self._active():
+            if self.control.stop_wanted():
+                return False
+            if self.place.step == 0 and self.program.starts_stage(epoch):
+                self.lanes = self.program.begin_stage(self.lanes, epoch)
+            self._run_some(batches)
+        return True
+
+    def _run_some(self, batches: Batches) -> None:
+        start = self.place.step
+        stop = start + self.trainer.steps_to_run(self.program.steps_per_epoch - start)
+        began = time.monotonic()
+        self.lanes = self.program.run_steps(self.lanes, self.place.epoch, batches, start, stop)
+        jax.block_until_ready(self.lanes.alive)
+        seconds = time.monotonic() - began
+        self.seconds += seconds
+        self.trainer.ran(stop - start, seconds)
+        self.place.step = stop
+        self.control.send(
+            protocol.StepDone(
+                epoch=self.place.epoch + 1, step=stop, steps=self.program.steps_per_epoch
+            )
+        )
+
+    def _finish_epoch(self) -> None:
+        """Validate, keep the best, write checkpoints, report the epoch."""
+        began = time.monotonic()
+        validation = self.program.validate(self.program.evaluated(self.lanes))
+        self.place = _Place(self.place.epoch + 1, 0)
+        reports = self._score(validation, began)
+        improved = np.zeros(len(self.members), bool)
+        for place, member in self._active():
+            improved[place] = member.record.best_epoch == self.place.epoch
+        self.lanes = self.program.keep_best(self.lanes, improved)
+        self.seconds = 0.0
+        written: dict[str, protocol.Written] = {}
+        if self.place.epoch % self.config.training.checkpoint_freq == 0 or self._at_end():
+            written = self._checkpoint_all()
+        self.control.send(
+            protocol.EpochDone(
+                members=tuple(
+                    _with_checkpoint(report, written.get(str(report.job_id))) for report in reports
+                )
+            )
+        )
+
+    def _at_end(self) -> bool:
+        return self.place.epoch == self.config.epochs
+
+    def _score(self, validation: Any, began: float) -> list[protocol.MemberEpoch]:
+        """Losses of the active members; a member without finite ones is reported and ends."""
+        dataset = self.program.dataset
+        frames = batches_of_epoch(dataset.n_training, self.program.batch, 0, 0).frames
+        batch_losses = np.asarray(self.lanes.batch_losses, np.float64)
+        alive = np.asarray(self.lanes.alive)
+        epoch = self.place.epoch
+        rate = self.program.learning_rate(epoch - 1, self.program.steps_per_epoch - 1)
+        seconds = self.seconds + time.monotonic() - began
+        reports = []
+        for place, member in self._active():
+            scores = statistics.scores(
+                validation.force[place],
+                validation.energy[place],
+                dataset.validation_components,
+                dataset.validation_beads,
+                self.config.training.gammas,
+            )
+            train = float(np.sum(batch_losses[place] * frames) / frames.sum())
+            if not (alive[place] and math.isfinite(train) and math.isfinite(scores.loss)):
+                self._diverged(member, epoch)
+                continue
+            if scores.loss < member.record.best_loss:
+                member.record.best_loss, member.record.best_epoch = scores.loss, epoch
+                member.record.best_force = validation.force[place]
+                member.record.best_energy = validation.energy[place]
+            row = (train, *_numbers(scores), rate, seconds)
+            member.record.history.append(row)
+            reports.append(_report(member, epoch, train, scores, rate, seconds))
+        return reports
+
+    def _diverged(self, member: Member, epoch: int) -> None:
+        member.ended = True
+        self.control.send(
+            protocol.MemberFailed(
+                job_id=member.task.job_id,
+                kind="diverged",
+                message=f"seed {member.task.seed}: the loss was not finite in epoch {epoch}; lower "
+                "the learning rate (optimizer.<name>.lr) or set optimizer.grad_clip",
+            )
+        )
+
+    # -- files ---------------------------------------------------------------------------------
+
+    def _checkpoint_all(self) -> dict[str, protocol.Written]:
+        """Write a checkpoint of every active member at the present place, by job id."""
+        epoch, step = self.place.epoch, self.place.step
+        if epoch == 0 and step == 0:
+            return {}
+        host = jax.device_get(self.lanes)
+        written = {}
+        for place, member in self._active():
+            path = Path(member.task.folder) / checkpoint_name(epoch, step)
+            digest = checkpoint.write_checkpoint(
+                path, lane(host, place), member.record, epoch, step, self.trainer.identity
+            )
+            written[str(member.task.job_id)] = protocol.Written(
+                path=str(path), digest=digest, epoch=epoch, step=step
+            )
+            self._prune(member, path)
+        return written
+
+    def _prune(self, member: Member, newest: Path) -> None:
+        """Only files that this attempt wrote are ever removed."""
+        member.written = [path for path in member.written or [] if path != newest] + [newest]
+        for old in member.written[:-KEPT_CHECKPOINTS]:
+            old.unlink(missing_ok=True)
+        member.written = member.written[-KEPT_CHECKPOINTS:]
+
+    def _finish_member(self, place: int, member: Member) -> None:
+        dataset, record = self.program.dataset, member.record
+        shift: NDArray[Any] = np.asarray(dataset.statistics.energy_shift, np.float64)
+        result = MemberResult(
+            params=lane(self.lanes.best, place),
+            seed=record.seed,
+            best_epoch=record.best_epoch,
+            best_loss=record.best_loss,
+            final_loss=record.history[-1][1],
+            force_errors=record.best_force,
+            energy_errors=record.best_energy,
+            components=dataset.validation_components,
+            beads=dataset.validation_beads,
+            validation_index=dataset.validation_index,
+            history=np.asarray(record.history, np.float64),
+            statistics={
+                "n_species": dataset.statistics.n_species,
+                "avg_num_neighbors": dataset.statistics.avg_num_neighbors,
+                "energy_scale": dataset.statistics.energy_scale,
+                "energy_shift": [float(value) for value in shift],
+            },
+            species_names=dataset.species_names,
+            config=configuration.dumps(self.config),
+            identity=self.trainer.identity,
+            versions=environment.versions(),
+        )
+        path = Path(member.task.folder) / RESULT_NAME
+        self.control.send(
+            protocol.MemberDone(
+                job_id=member.task.job_id,
+                best_epoch=record.best_epoch,
+                best_loss=record.best_loss,
+                final_loss=result.final_loss,
+                path=str(path),
+                digest=checkpoint.write_result(path, result),
+            )
+        )
+
+
+def _numbers(scores: statistics.Scores) -> tuple[float, float, float]:
+    """Loss and errors for the history, NaN standing for a part that is not trained on."""
+    return (
+        scores.loss,
+        math.nan if scores.rmse_force is None else scores.rmse_force,
+        math.nan if scores.rmse_energy is None else scores.rmse_energy,
+    )
+
+
+def _report(
+    member: Member, epoch: int, train: float, scores: statistics.Scores, rate: float, seconds: float
+) -> protocol.MemberEpoch:
+    return protocol.MemberEpoch(
+        job_id=member.task.job_id,
+        epoch=epoch,
+        train_loss=train,
+        val_loss=scores.loss,
+        val_rmse_force=scores.rmse_force,
+        val_rmse_energy=scores.rmse_energy,
+        learning_rate=rate,
+        seconds=seconds,
+        best_epoch=member.record.best_epoch,
+        best_loss=member.record.best_loss,
+        checkpoint=None,
+    )
+
+
+def _with_checkpoint(
+    report: protocol.MemberEpoch, written: protocol.Written | None
+) -> protocol.MemberEpoch:
+    return msgspec.structs.replace(report, checkpoint=written)

@@ -1,0 +1,41 @@
+"""What a worker is told to do."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+PARENT_FD = "ENSQ_PARENT_FD"  # number of a pipe's read end; when it closes, the worker stops
+
+
+def log_to_stderr(text: str) -> None:
+    """One line on stderr; a reader that has gone away is no reason to stop training."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def parent_fd(environment: Mapping[str, str] = os.environ) -> int | None:
+    """The pipe that ``ensq run`` gives its workers, so that they stop when it is gone."""
+    text = environment.get(PARENT_FD, "")
+    return int(text) if text.isdecimal() else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerOptions:
+    """Options of ``run_worker``. Times are in seconds."""
+
+    url: str  # of the database
+    ensemble: str | None = None  # work on this one only
+    max_jobs: int | None = None  # leave after that many members
+    pack: int = 1  # members to train together
+    drain: bool = False  # stay until every member is ended, and take over from workers that die
+    lease_seconds: float = 60.0
+    poll_seconds: float = 5.0  # with drain: how often to look for something to take over
+    grace: float = 25.0  # for saving after a stop; SLURM's KillWait is 30 by default
+    deadline_margin: float = 60.0  # stop that long before SLURM's time limit
+    trainer: tuple[str, ...] = (sys.executable, "-m", "ensq.train.child")
+    parent_fd: int | None = field(default_factory=parent_fd)
+    log: Callable[[str], None] = log_to_stderr

@@ -1,0 +1,182 @@
+"""What the supervisor and its trainer child say to each other: one JSON object per line.
+
+Commands go down the child's standard input, events come up a pipe of their own, so that nothing
+a library prints can be mistaken for an event. The child ends at once when its input closes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
+    """Base of all messages; the JSON object's ``type`` is the class's name."""
+
+
+class ResumeFrom(msgspec.Struct, frozen=True, kw_only=True):
+    """A checkpoint to go on from: absolute path and SHA-256."""
+
+    path: str
+    digest: str
+
+
+class MemberTask(msgspec.Struct, frozen=True, kw_only=True):
+    """One member of the pack to train."""
+
+    job_id: int
+    seed: int
+    attempt: int
+    folder: str  # absolute: the only folder this attempt may write to
+    resume: tuple[ResumeFrom, ...] = ()  # newest first; the first that verifies is used
+
+
+class Train(Message):
+    """Train these members as one pack."""
+
+    members: tuple[MemberTask, ...]
+    config: str  # the full configuration as JSON
+    run_folder: str  # absolute
+    data_path: str  # absolute
+    data_digest: str
+
+
+class Stop(Message):
+    """Finish the step, write a checkpoint, say ``Stopped``."""
+
+    reason: str
+
+
+class Drop(Message):
+    """The lease of these members is lost: write nothing more for them."""
+
+    job_ids: tuple[int, ...]
+
+
+class Quit(Message):
+    """No more work: end."""
+
+
+Command = Train | Stop | Drop | Quit
+
+
+class Written(msgspec.Struct, frozen=True, kw_only=True):
+    """A checkpoint file on disk, flushed and renamed; ``path`` is absolute."""
+
+    path: str
+    digest: str
+    epoch: int
+    step: int
+
+
+class MemberEpoch(msgspec.Struct, frozen=True, kw_only=True):
+    """One member's epoch. Losses are of the batch passes (train) and of the evaluated
+    parameters over the whole validation set (val)."""
+
+    job_id: int
+    epoch: int
+    train_loss: float
+    val_loss: float
+    val_rmse_force: float | None
+    val_rmse_energy: float | None
+    learning_rate: float
+    seconds: float
+    best_epoch: int
+    best_loss: float
+    checkpoint: Written | None
+
+
+class Ready(Message):
+    """The child has imported JAX and waits for commands."""
+
+    pid: int
+    device: str
+    versions: dict[str, str]
+
+
+class Phase(Message):
+    """What happens now: loading data, neighbour lists, compiling …"""
+
+    text: str
+
+
+class Resumed(Message):
+    """Where the members go on. ``rejected`` names checkpoints that did not verify."""
+
+    epoch: int
+    step: int
+    rejected: tuple[str, ...] = ()
+
+
+class StepDone(Message):
+    """A sign of life inside an epoch."""
+
+    epoch: int  # the epoch under way, from 1
+    step: int
+    steps: int
+
+
+class EpochDone(Message):
+    """An epoch of the pack; recorded in one transaction."""
+
+    members: tuple[MemberEpoch, ...]
+
+
+class MemberDone(Message):
+    """A member is trained; its result file is on disk."""
+
+    job_id: int
+    best_epoch: int
+    best_loss: float
+    final_loss: float
+    path: str  # absolute
+    digest: str
+
+
+class MemberFailed(Message):
+    """A member can't go on; the others of its pack do."""
+
+    job_id: int
+    kind: Literal["diverged", "exception", "mismatch", "data", "checkpoint"]
+    message: str
+
+
+class Stopped(Message):
+    """Answer to ``Stop``: the checkpoints written (none if nothing new was to be saved)."""
+
+    checkpoints: dict[str, Written]  # by job id
+
+
+class TrainEnded(Message):
+    """Nothing is left to do of the last ``Train``."""
+
+
+Event = (
+    Ready
+    | Phase
+    | Resumed
+    | StepDone
+    | EpochDone
+    | MemberDone
+    | MemberFailed
+    | Stopped
+    | TrainEnded
+)
+
+_encoder = msgspec.json.Encoder()
+_commands = msgspec.json.Decoder(Command)
+_events = msgspec.json.Decoder(Event)
+
+
+def encode(message: Message) -> bytes:
+    """The message as one line."""
+    return _encoder.encode(message) + b"\n"
+
+
+def decode_command(line: bytes) -> Command:
+    return _commands.decode(line)
+
+
+def decode_event(line: bytes) -> Event:
+    return _events.decode(line)
