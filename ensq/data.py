@@ -8,7 +8,9 @@ species. Other keys are ignored. Nothing is ever unpickled.
 
 from __future__ import annotations
 
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +25,7 @@ from ensq.rundir import sha256, sha256_file
 
 Array = NDArray[Any]
 
-ELEMENTS = (
+ELEMENTS = (  # noqa: SIM905 (118 quoted symbols would be no easier to read)
     "X H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As "
     "Se Br Kr Rb Sr Y Zr Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd "
     "Tb Dy Ho Er Tm Yb Lu Hf Ta W Re Os Ir Pt Au Hg Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am "
@@ -132,24 +134,40 @@ def _load_file(path: Path, gammas: GammasConfig) -> Data:
     )
 
 
+# What NumPy, zipfile and zlib raise for a damaged archive.
+_UNREADABLE = (
+    OSError, ValueError, EOFError, KeyError, MemoryError, RuntimeError, SyntaxError, TypeError,
+    OverflowError, struct.error, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+_NUMBERS = ("R", "F", "U", "E", "species", "Z", "mask", "replica")
+
+
 def _read(path: Path) -> dict[str, Array]:
-    """All plain arrays of an NPZ file; arrays that hold pickled objects are left out."""
+    """All arrays of an NPZ file; what holds pickled objects is not read."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not hasattr(archive, "files"):
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
                 raise DataError(f"{path}: a single array, not an NPZ file with R, F, species")
-            arrays = {}
-            for key in archive.files:
-                try:
-                    arrays[key] = np.asarray(archive[key])
-                except ValueError as error:
-                    if "pickle" not in str(error).lower() and "object" not in str(error).lower():
-                        raise
-            return arrays
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: not a readable NPZ file: {error}") from error
-    except (MemoryError, NotImplementedError, RuntimeError, SyntaxError, TypeError) as error:
-        raise DataError(f"{path}: not a readable NPZ file: {error}") from error
+            return {key: _array(path, key, archive) for key in archive.files}
+    except _UNREADABLE as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{path}: not a readable NPZ file: {text}") from error
+
+
+def _array(path: Path, key: str, archive: Mapping[str, Array]) -> Array:
+    """One array; for pickled objects an empty one, as long as the key is not of the data."""
+    try:
+        return np.asarray(archive[key])
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+    if key in _NUMBERS:
+        raise DataError(
+            f"{path}: {key} holds pickled objects, which are never read: store plain numbers, "
+            "frames of different sizes padded with mask 0"
+        )
+    return np.empty(0, object)
 
 
 def _floats(path: Path, raw: Mapping[str, Array], key: str, ndim: int) -> Array:
@@ -226,9 +244,7 @@ def _energies(path: Path, raw: Mapping[str, Array], T: int, needed: bool) -> Arr
     key = "U" if "U" in raw else "E"
     if key not in raw:
         if needed:
-            raise DataError(
-                f"{path}: key U (or E) is missing; training.gammas.U asks for energies"
-            )
+            raise DataError(f"{path}: key U (or E) is missing; training.gammas.U asks for energies")
         return None
     values = raw[key]
     if values.dtype.kind != "f" or values.shape not in ((T,), (T, 1)):
@@ -335,10 +351,10 @@ def _is_validation(data: Data, config: RunConfig, source: str) -> Array:
                     f"{present}"
                 )
         return np.isin(data.replica, how.validation)
-    replica = np.zeros(T, int) if data.replica is None else data.replica
+    trajectory = np.zeros(T, int) if data.replica is None else data.replica
     flags = np.zeros(T, bool)
-    for number in np.unique(replica):
-        members = np.flatnonzero(replica == number)
+    for number in np.unique(trajectory):
+        members = np.flatnonzero(trajectory == number)
         flags[members[len(members) - round(fraction * len(members)) :]] = True
     return flags
 

@@ -37,7 +37,7 @@ def create_or_upgrade(url: str | PathLike[str]) -> str | None:
         return None
     if revision == schema.REVISION:
         return revision
-    database = Database(target)
+    database = Database(target, foreign_keys=False)
     try:
         with database.write() as connection:
             # Looked at again: another process may have been faster.
@@ -69,6 +69,13 @@ def upgrade(connection: Connection, where: str) -> None:
         command.upgrade(config, "head")
     except CommandError as error:
         raise MismatchError(f"{where}: can't be upgraded: {error}") from error
+    if connection.dialect.name == "sqlite":
+        broken = connection.exec_driver_sql("PRAGMA foreign_key_check").first()
+        if broken is not None:
+            raise DatabaseError(
+                f"{where}: can't be upgraded: row {broken[1]} of {broken[0]} would point to a row "
+                f"of {broken[2]} that is not there; nothing was changed"
+            )
 
 
 def migrations_folder() -> Path:

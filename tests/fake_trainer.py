@@ -96,39 +96,48 @@ class Training:
         self.run_folder = Path(command.run_folder)
 
     def run(self) -> None:
-        epoch = self.resume()
+        places = {job_id: self.resume(member) for job_id, member in self.alive.items()}
+        everyone = self.alive
+        for place in sorted(set(places.values()), reverse=True):
+            self.alive = {j: member for j, member in everyone.items() if places[j] == place}
+            if not self.train(place):
+                return
+        self.fake.tell(say.TrainEnded())
+
+    def train(self, epoch: int) -> bool:
+        """Train the members that stand at one epoch; False if told to stop."""
         while self.alive and epoch < self.epochs:
             epoch += 1
             self.misbehave(epoch)
             slow = any(rule("slow", member, epoch) for member in self.alive.values())
-            stop = self.obey(SLOW if slow else SETTINGS.get("epoch_seconds", 0.002))
-            if stop:
-                return self.stop(epoch)
+            if self.obey(SLOW if slow else SETTINGS.get("epoch_seconds", 0.002)):
+                self.stop(epoch)
+                return False
             if self.alive:
                 self.tell_epoch(epoch)
         for member in list(self.alive.values()):
             if rule("slow_result", member, epoch) and self.obey(SLOW):
-                return self.stop(epoch + 1)
+                self.stop(epoch + 1)
+                return False
             if member.job_id in self.alive and not rule("forget", member, epoch):
                 self.tell_result(member)
-        self.fake.tell(say.TrainEnded())
+        return True
 
-    def resume(self) -> int:
-        epochs, rejected = [], []
-        for member in self.alive.values():
-            epoch = 0
-            for source in member.resume:
-                path = Path(source.path)
-                if path.is_file() and sha256_file(path) == source.digest:
-                    state = json.loads(path.read_text())
-                    assert state["seed"] == member.seed
-                    epoch = state["epoch"]
-                    break
-                rejected.append(path.name)
-            epochs.append(epoch)
-        assert len(set(epochs)) == 1, "members of a pack stand at one epoch"
-        self.fake.tell(say.Resumed(epoch=epochs[0], step=0, rejected=tuple(rejected)))
-        return int(epochs[0])
+    def resume(self, member: say.MemberTask) -> int:
+        """Where the member goes on; like the real trainer it tells of each that had a past."""
+        rejected: list[str] = []
+        for source in member.resume:
+            path = Path(source.path)
+            if path.is_file() and sha256_file(path) == source.digest:
+                state = json.loads(path.read_text())
+                assert state["seed"] == member.seed
+                epoch = int(state["epoch"])
+                self.fake.tell(say.Resumed(epoch=epoch, step=0, rejected=tuple(rejected)))
+                return epoch
+            rejected.append(path.name)
+        if rejected:
+            self.fake.tell(say.Resumed(epoch=0, step=0, rejected=tuple(rejected)))
+        return 0
 
     def misbehave(self, epoch: int) -> None:
         for member in list(self.alive.values()):
@@ -227,6 +236,7 @@ class Training:
         done = epoch - 1
         written = {str(m.job_id): self.save(m, done) for m in self.alive.values()} if done else {}
         self.fake.tell(say.Stopped(checkpoints=written))
+        self.fake.tell(say.TrainEnded())
 
 
 if __name__ == "__main__":

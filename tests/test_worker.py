@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worker_tools import NAME, Queue, environment
+from worker_tools import NAME, Queue, environment, finish
 
 from ensq.errors import DatabaseError, EnsqError
 from ensq.jobs import Outcome, State
@@ -190,7 +190,7 @@ def test_three_crashes_set_a_member_aside_and_the_others_go_on(tmp_path: Path, f
 def test_a_trainer_that_cannot_start_is_not_the_members_fault(tmp_path: Path, fake: Fake) -> None:
     fake({"do": "no_start"})
     queue = Queue(tmp_path)
-    with pytest.raises(EnsqError, match="exit code 1 before it was ready.*No module named 'jax'"):
+    with pytest.raises(EnsqError, match=r"exit code 1 before it was ready.*No module named 'jax'"):
         queue.work()
     job = queue.job
     assert (job.state, job.crashes, job.failures) == (State.QUEUED, 0, 0)
@@ -203,20 +203,49 @@ def test_a_trainer_that_forgets_a_member_has_failed_it(tmp_path: Path, fake: Fak
     assert (queue.job.state, queue.job.failures) == (State.DONE, 1)
 
 
-def test_a_damaged_checkpoint_sends_the_row_back_to_the_one_before(
+@pytest.mark.parametrize(("both", "start"), [(False, 2), (True, 0)])
+def test_a_damaged_checkpoint_sends_its_row_back_to_the_one_before(
+    tmp_path: Path, fake: Fake, both: bool, start: int
+) -> None:
+    """In a pack the other member goes on from its own."""
+    fake({"do": "exit", "epoch": 4, "attempt": 1})
+    queue = Queue(tmp_path, seeds=2)
+    assert queue.work(max_jobs=2, pack=2)[0] == 0
+    first, second = queue.job.checkpoint, queue.job.previous_checkpoint
+    assert first is not None
+    assert second is not None
+    (queue.run_folder / first.path).write_bytes(b"torn")
+    if both:
+        (queue.run_folder / second.path).unlink()
+    code, lines = queue.work(pack=2)
+    assert code == 0
+    assert any("did not verify" in line for line in lines)
+    starts = [queue.store.attempts(job.id)[1].start_epoch for job in queue.jobs]
+    assert starts == [start, 3]
+    for job in queue.jobs:
+        assert (job.state, job.attempt) == (State.DONE, 2)
+        assert queue.losses(job) == queue.expected(job)
+
+
+def test_a_stop_before_the_first_epoch_after_a_damaged_checkpoint_keeps_the_place(
     tmp_path: Path, fake: Fake
 ) -> None:
     fake({"do": "exit", "epoch": 4, "attempt": 1})
     queue = Queue(tmp_path)
-    assert queue.work(max_jobs=1)[0] == 0
-    checkpoint = queue.job.checkpoint
-    assert checkpoint is not None
-    assert checkpoint.epoch == 3
-    (queue.run_folder / checkpoint.path).write_bytes(b"torn")
-    code, lines = queue.work()
-    assert code == 0
-    assert any("did not verify" in line for line in lines)
-    assert any("going on after epoch 2" in line for line in lines)
+    queue.work(max_jobs=1)
+    damaged = queue.job.checkpoint
+    assert damaged is not None
+    (queue.run_folder / damaged.path).write_bytes(b"torn")
+    with queue.worker(settings={"rules": [{"do": "slow", "epoch": 3}]}) as worker:
+        assert worker.stderr is not None
+        while "going on after epoch 2" not in worker.stderr.readline():
+            pass
+        worker.terminate()
+        assert finish(worker)[0] == 75
+    assert queue.job.checkpoint is not None
+    assert (queue.job.epoch, queue.job.checkpoint.epoch) == (2, 2)
+    fake()
+    assert queue.work()[0] == 0
     assert queue.losses(queue.job) == queue.expected(queue.job)
 
 
@@ -243,7 +272,7 @@ def test_a_run_folder_that_cannot_be_written_gives_the_rows_back(
 ) -> None:
     queue = Queue(tmp_path)
     (tmp_path / "runs").write_text("in the way")
-    with pytest.raises(EnsqError, match="can't start training in .*runs/e"):
+    with pytest.raises(EnsqError, match=r"can't start training in .*runs/e"):
         queue.work()
     assert (queue.job.state, queue.job.failures) == (State.QUEUED, 0)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
+import math
 import re
 import types
 import typing
@@ -44,7 +46,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 def parse(text: str, source: str, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration in ``text``; ``source`` is what errors call it."""
     try:
-        tree = yaml.safe_load(text)
+        tree = yaml.load(text, _Loader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ConfigError(f"{source}: not valid YAML: {_first_line(error)}") from error
     if not isinstance(tree, dict):
@@ -54,10 +56,43 @@ def parse(text: str, source: str, overrides: Sequence[str] = ()) -> RunConfig:
         )
     for override in overrides:
         _apply(tree, override)
+    _check_tree(tree, source)
     try:
         return msgspec.convert(tree, RunConfig, strict=True)
     except (msgspec.ValidationError, RecursionError) as error:
         raise ConfigError(f"{source}: {_explain(str(error), tree)}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, except that a key given twice is an error: the last would win unseen."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    line = key.start_mark.line + 1
+                    raise yaml.YAMLError(f"key {key.value!r} is given twice (line {line})")
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _check_tree(tree: dict[str, Any], source: str) -> None:
+    """What no key takes: a NaN, an infinity, or a name that is no text."""
+    nodes: list[tuple[str, Any]] = [("", tree)]
+    seen: set[int] = set()  # YAML's anchors can make a tree enormous, or endless
+    while nodes:
+        where, node = nodes.pop()
+        if isinstance(node, float) and not math.isfinite(node):
+            raise ConfigError(f"{source}: {where} must be a finite number, not {node}")
+        if not isinstance(node, dict | list) or id(node) in seen:
+            continue
+        seen.add(id(node))
+        for key, item in node.items() if isinstance(node, dict) else enumerate(node):
+            below = f"{where}.{key}" if where else f"{key}"
+            if isinstance(node, dict) and not isinstance(key, str):
+                raise ConfigError(f"{source}: unknown key {below}: names of keys are text")
+            nodes.append((below, item))
 
 
 def _read(path: Path) -> str:
@@ -79,7 +114,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise ConfigError(f"--set {override}: write KEY=VALUE, as in training.stages.0.epochs=3")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override}: the value is not valid YAML") from error
     node: Any = tree
@@ -95,11 +130,13 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 
 def _enter(node: Any, part: str, override: str, so_far: str) -> Any:
+    """What stands below ``part``, as a copy: by an anchor it may stand elsewhere too."""
     if isinstance(node, list):
-        return node[_place(node, part, override)]
+        place = _place(node, part, override)
+        node[place] = copy.copy(node[place])
+        return node[place]
     if isinstance(node, dict):
-        if node.get(part) is None:
-            node[part] = {}
+        node[part] = {} if node.get(part) is None else copy.copy(node[part])
         return node[part]
     raise ConfigError(f"--set {override}: nothing can be set below {so_far}")
 
@@ -123,19 +160,28 @@ def _explain(message: str, tree: Any) -> str:
     if missing := _MISSING.match(what):
         return f"{'.'.join([*parts, missing['key']])} is missing"
     value = _value_at(tree, parts)
+    wants_int = what.startswith("Expected `int")
     what = what.replace("`", "").replace("Expected", "expected")
     if what.startswith("Invalid enum value") and (allowed := _choices_at(parts)):
         what = f"expected one of {', '.join(allowed)}"
     text = f"{where}: {what}" if where else what
     if isinstance(value, str) and _NUMBER_AS_TEXT.fullmatch(value.strip()):
+        number = float(value)
+        shown = f"{number:.0f}" if wants_int and number.is_integer() else _with_exponent(number)
         return (
             f"{text}; YAML reads {value} as text, since a number with an exponent needs a point "
-            f"and a signed exponent: write {float(value):.1e}"
+            f"and a signed exponent: write {shown}"
         )
     if value is not None and not isinstance(value, dict | list):
         shown = repr(value)
         text += f" (the value is {shown if len(shown) < 60 else shown[:57] + '…'})"
     return text
+
+
+def _with_exponent(number: float) -> str:
+    """A number in the shortest form that YAML reads as that number."""
+    forms = (f"{number:.{digits}e}" for digits in range(1, 17))
+    return next(form for form in forms if float(form) == number)
 
 
 def _explain_unknown(parts: list[str], key: str) -> str:
@@ -171,7 +217,7 @@ def _fields_at(parts: Sequence[str]) -> list[str]:
     """The keys that the struct at a path knows."""
     kind: Any = RunConfig
     for part in parts:
-        if _is_struct(kind):
+        if _is_struct(kind) and not part.isdecimal():  # a place in a list leads to its items' kind
             kind = typing.get_type_hints(kind).get(part)
         kind = _inner(kind)
     return list(kind.__struct_fields__) if _is_struct(kind) else []
@@ -182,7 +228,7 @@ def _choices_at(parts: Sequence[str]) -> list[str]:
     kind: Any = RunConfig
     for part in parts:
         kind = _inner(kind)
-        if _is_struct(kind):
+        if _is_struct(kind) and not part.isdecimal():
             kind = typing.get_type_hints(kind).get(part)
     return [str(choice) for choice in typing.get_args(kind) if isinstance(choice, str)]
 
@@ -202,8 +248,8 @@ def _inner(kind: Any) -> Any:
 def _kind(value: Any) -> str:
     if value is None:
         return "nothing"
-    names = {list: "a list", str: "text", dict: "a section"}
-    return names.get(type(value), f"the value {value!r}")
+    names = {"list": "a list", "str": "text", "dict": "a section"}
+    return names.get(type(value).__name__, f"the value {value!r}")
 
 
 def _first_line(error: BaseException) -> str:

@@ -91,6 +91,13 @@ class AllegroConfig(Strict):
     # so3: they have none, and chiral coarse-grained molecules can be told from their images.
     symmetry: Literal["o3", "so3"] = "o3"
 
+    def __post_init__(self) -> None:
+        finite(avg_num_neighbors=self.avg_num_neighbors)
+        if self.symmetry == "so3" and self.max_ell == 0:
+            raise ValueError(
+                "symmetry: so3 needs max_ell of 1 or more; distances alone have no handedness"
+            )
+
 
 class PriorWeights(Strict):
     """Factors of the terms of the prior."""

@@ -7,6 +7,7 @@ from os import PathLike
 
 from sqlalchemy import ColumnElement, Connection, and_, func, not_, or_, select
 
+from ensq.errors import DatabaseError
 from ensq.jobs import State
 from ensq.schema import attempts, epochs, jobs
 from ensq.store import opening
@@ -17,7 +18,8 @@ from ensq.store.target import Target
 def check(url: str | PathLike[str]) -> list[str]:
     """What is wrong with a database, one line for each problem; empty if it is sound.
 
-    Reads only. Raises DatabaseError or MismatchError if it can't be opened at all.
+    Reads only. Raises DatabaseError or MismatchError if it can't be opened at all; damage that
+    is met later is a problem like others.
     """
     target = Target.parse(url)
     found, revision = opening.look(target)
@@ -25,12 +27,18 @@ def check(url: str | PathLike[str]) -> list[str]:
         raise opening.missing(found, target)
     opening.require_revision(revision, target)
     database = Database(target, read_only=target.path is not None)
+    problems: list[str] = []
     try:
         with database.read() as connection:
-            problems = list(_sqlite(connection)) if connection.dialect.name == "sqlite" else []
-            return problems + list(_rows(connection)) + list(_losses(connection))
+            if connection.dialect.name == "sqlite":
+                problems.extend(_sqlite(connection))
+            problems.extend(_rows(connection))
+            problems.extend(_losses(connection))
+    except DatabaseError as error:
+        problems.append(str(error))
     finally:
         database.close()
+    return problems
 
 
 def _sqlite(connection: Connection) -> Iterator[str]:

@@ -32,6 +32,8 @@ def claim(
     log_path: str | None = None,
 ) -> list[Job]:
     """Reap, then take up to ``limit`` queued jobs that can train as one pack; see Store.claim."""
+    if limit < 1:  # SQLite takes a negative one for no limit
+        raise ValueError(f"a claim takes at least one job, not {limit}")
     reap(connection, now)
     known = connection.execute(
         update(workers)

@@ -30,11 +30,22 @@ class Database:
     """
 
     def __init__(
-        self, target: Target, *, read_only: bool = False, busy_timeout: float = BUSY_TIMEOUT
+        self,
+        target: Target,
+        *,
+        read_only: bool = False,
+        busy_timeout: float = BUSY_TIMEOUT,
+        foreign_keys: bool = True,
     ) -> None:
+        """Prepare to connect; nothing is opened yet.
+
+        ``foreign_keys=False`` is for migrations: on SQLite they make tables anew, and dropping
+        the old one would otherwise count as deleting its rows.
+        """
         self.target = target
         self.read_only = read_only
         self.busy_timeout = busy_timeout
+        self.foreign_keys = foreign_keys
         self.engine = self._sqlite() if target.path else self._server()
 
     @contextmanager
@@ -99,7 +110,7 @@ class Database:
             except BaseException:
                 connection.close()
                 raise
-        connection.execute("PRAGMA foreign_keys=ON")
+        connection.execute(f"PRAGMA foreign_keys={'ON' if self.foreign_keys else 'OFF'}")
         return connection
 
     def _commit(self, connection: Connection) -> None:

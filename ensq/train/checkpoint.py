@@ -65,7 +65,7 @@ def write_checkpoint(
         # As hexadecimal, since JSON has no infinity and a resumed run must compare the same bits.
         "best_loss": float(record.best_loss).hex(),
     }
-    return _write(path, tensors, meta, identity)
+    return write_atomic(path, _bytes(tensors, meta, identity))
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,11 @@ _RESULT_ARRAYS = ("force_errors", "energy_errors", "components", "beads", "valid
 
 def write_result(path: Path, result: MemberResult) -> str:
     """Write a trained member; return the file's SHA-256."""
+    return write_atomic(path, result_bytes(result))
+
+
+def result_bytes(result: MemberResult) -> bytes:
+    """A trained member as safetensors; the same member gives the same bytes."""
     tensors = {f"params{key}": value for key, value in flatten(result.params).items()}
     for key in _RESULT_ARRAYS:
         tensors[key] = np.ascontiguousarray(getattr(result, key))
@@ -165,7 +170,7 @@ def write_result(path: Path, result: MemberResult) -> str:
         "config": result.config,
         "versions": result.versions,
     }
-    return _write(path, tensors, meta, result.identity)
+    return _bytes(tensors, meta, result.identity)
 
 
 def read_result(data: bytes) -> MemberResult:
@@ -231,9 +236,9 @@ def _nest(tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
 # -- files -------------------------------------------------------------------------------------
 
 
-def _write(
-    path: Path, tensors: dict[str, NDArray[Any]], meta: dict[str, Any], identity: Identity
-) -> str:
+def _bytes(
+    tensors: dict[str, NDArray[Any]], meta: dict[str, Any], identity: Identity
+) -> bytes:
     full = {
         "format": FORMAT,
         "ensq": __version__,
@@ -243,7 +248,7 @@ def _write(
         **meta,
     }
     text = json.dumps(full, sort_keys=True)
-    return write_atomic(path, safetensors.numpy.save(tensors, {"ensq": text}))
+    return bytes(safetensors.numpy.save(tensors, {"ensq": text}))
 
 
 def _metadata(data: bytes, kind: str) -> dict[str, Any]:

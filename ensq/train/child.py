@@ -13,7 +13,7 @@ import sys
 import threading
 import traceback
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 from ensq import config as configuration
 from ensq.errors import CheckpointError, ConfigError, DataError, MismatchError
@@ -123,7 +123,7 @@ def _kind(error: Exception) -> Literal["mismatch", "data", "checkpoint", "except
     return "checkpoint" if isinstance(error, CheckpointError) else "exception"
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Serve commands until told to quit or until the supervisor is gone."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--events-fd", type=int, required=True)
@@ -140,6 +140,10 @@ def main() -> None:
         line.begin()
         workshop.train(command)
         line.send(protocol.TrainEnded())
+    # The thread that reads the input can't be woken, and Python's own way out trips over it.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

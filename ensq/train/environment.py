@@ -9,6 +9,7 @@ import platform
 from pathlib import Path
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 PACKAGES = ("ensq", "jax", "jaxlib", "chemtrain", "optax", "e3nn-jax", "numpy")
 
@@ -46,6 +47,8 @@ def use_compile_cache(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    # Whatever was compiled on import has settled that there is no cache; forget that.
+    compilation_cache.reset_cache()
 
 
 def _processor() -> str:

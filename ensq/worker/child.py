@@ -171,10 +171,11 @@ class TrainerChild:
         return event
 
     def quit(self, patience: float) -> None:
-        """Ask it to end, wait ``patience`` seconds, then kill it."""
+        """Ask it to end, wait ``patience`` seconds, then kill it.
+
+        Its input stays open meanwhile: the end of input means to drop everything at once.
+        """
         self.send(Quit())
-        # End of input means "end" too, for a child that is not reading commands just now.
-        self._close_input()
         try:
             self._process.wait(patience)
         except subprocess.TimeoutExpired:

@@ -9,17 +9,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from ensq.errors import DatabaseError, EnsqError, LeaseLost
 from ensq.jobs import Checkpoint, Claim, Ensemble, EpochRecord, Job, Outcome, Result, State
-from ensq.progress import duration, loss, printable
+from ensq.progress import loss, printable
 from ensq.rundir import RunDir
 from ensq.store import EpochWrite, Store
 from ensq.worker import protocol as say
 from ensq.worker.child import ProtocolError, TrainerChild, describe_end
+from ensq.worker.members import Member, epoch_line, names, with_last_lines
 from ensq.worker.options import WorkerOptions
 from ensq.worker.signals import STOP_SIGNALS
 
@@ -39,18 +39,6 @@ class Stopper(Protocol):
 
 class TrainerNotStarted(EnsqError):
     """The trainer ended before it could take any work: no fault of the members."""
-
-
-@dataclass
-class Member:
-    """A member that this worker holds."""
-
-    job: Job
-    claim: Claim
-
-    @property
-    def name(self) -> str:
-        return f"seed {self.job.seed}"
 
 
 class PackSession:
@@ -77,7 +65,7 @@ class PackSession:
             job.id: Member(job, Claim(job_id=job.id, attempt=job.attempt, owner=worker_id))
             for job in jobs
         }
-        self._child: TrainerChild | None = None
+        self._child: TrainerChild | None = None  # set while it trains
         self._over = False
         self._stop_reason: str | None = None
         self._kill_at: float | None = None  # monotonic
@@ -95,19 +83,22 @@ class PackSession:
         while not self._over:
             self._keep_leases()
             self._mind_the_clock(child)
-            if self._over:
-                break
-            self._stopper.wait(self._patience(), child)
-            child.flush()
-            try:
-                for event in child.read_events():
-                    self._handle(event)
-            except ProtocolError as error:
-                child.kill()
-                self._crashed(str(error), child.last_lines())
-            else:
-                if child.ended and not self._over:
-                    self._child_ended(child)
+            if not child.ended:
+                self._listen(child)
+
+    def _listen(self, child: TrainerChild) -> None:
+        """Sleep until something happens; deal with what the child says, or with its end."""
+        self._stopper.wait(self._patience(), child)
+        child.flush()
+        try:
+            for event in child.read_events():
+                self._handle(event)
+        except ProtocolError as error:
+            child.kill()
+            self._crashed(str(error), child)
+        else:
+            if child.ended and not self._over:
+                self._child_ended(child)
 
     def release(self, reason: str) -> None:
         """Give back what is still held; it goes on from its last recorded checkpoint."""
@@ -117,7 +108,7 @@ class PackSession:
         self._held.clear()
         claims = [member.claim for member in members]
         self._store.release(claims, Outcome.INTERRUPTED, reason)
-        self._log(f"gave back {_names(members)}: {reason}")
+        self._log(f"gave back {names(members)}: {reason}")
 
     # Commands
 
@@ -243,17 +234,21 @@ class PackSession:
             self._log(f"a checkpoint did not verify and is not used: {printable(name)}")
         if event.epoch or event.step:
             self._log(f"going on after epoch {event.epoch}, step {event.step}")
-        for member in list(self._held.values()):
-            self._fall_back(member, event)
 
-    def _fall_back(self, member: Member, event: say.Resumed) -> None:
-        """Set the row back to where the member really goes on: its losses must have no gaps."""
-        reason = f"checkpoint damaged: {printable(', '.join(event.rejected)) or 'not used'}"
+    def _settle(self, member: Member, epoch: int) -> bool:
+        """Have the row stand at ``epoch``, where the member really went on; False if it is lost.
+
+        A trainer that finds a checkpoint damaged goes on from the one before. The losses after
+        that one will come again, and each must be there once.
+        """
         try:
-            while _place(member.job) > (event.epoch, event.step):
-                member.job = self._store.fall_back(member.claim, reason)
+            while not member.settled and member.job.epoch > max(epoch, 0):
+                member.job = self._store.fall_back(member.claim, "a checkpoint did not verify")
         except LeaseLost:
             self._lose([member.claim])
+            return False
+        member.settled = True
+        return True
 
     def _on_step(self, event: say.StepDone) -> None:
         now = time.monotonic()
@@ -263,7 +258,12 @@ class PackSession:
 
     def _on_epoch(self, event: say.EpochDone) -> None:
         """One transaction for the epoch of all members that are still held."""
-        records = [record for record in event.members if record.job_id in self._held]
+        records = [
+            record
+            for record in event.members
+            if record.job_id in self._held
+            and self._settle(self._held[record.job_id], record.epoch - 1)
+        ]
         writes = [self._epoch_write(record) for record in records]
         if not writes:
             return
@@ -278,7 +278,7 @@ class PackSession:
         for record in records:
             member = self._held.get(record.job_id)
             if member is not None:
-                self._log(_epoch_line(member, record))
+                self._log(epoch_line(member, record))
 
     def _epoch_write(self, record: say.MemberEpoch) -> EpochWrite:
         written = record.checkpoint
@@ -333,11 +333,11 @@ class PackSession:
     def _on_stopped(self, event: say.Stopped) -> None:
         self._over = True
         try:
-            written = [
-                (member.claim, self._checkpoint(event.checkpoints[str(job_id)]))
-                for job_id, member in self._held.items()
-                if str(job_id) in event.checkpoints
-            ]
+            written = []
+            for job_id, member in list(self._held.items()):
+                last = event.checkpoints.get(str(job_id))
+                if last is not None and self._settle(member, last.epoch):
+                    written.append((member.claim, self._checkpoint(last)))
             self._lose(self._store.record_checkpoint(written) if written else [])
         except DatabaseError:
             raise
@@ -372,7 +372,6 @@ class PackSession:
     def _child_ended(self, child: TrainerChild) -> None:
         code = child.reap(_LINGER)
         end = f"the trainer {describe_end(code)}"
-        lines = child.last_lines()
         if self._stop_reason is not None or code in _STOPPED:
             # Someone wants it to stop; that is no crash.
             self._over = True
@@ -380,14 +379,13 @@ class PackSession:
         elif child.ready is None:
             self._over = True
             self.release("the trainer did not start")
-            raise TrainerNotStarted(_with_lines(f"{end} before it was ready", lines, child))
+            raise TrainerNotStarted(with_last_lines(f"{end} before it was ready", child))
         else:
-            self._crashed(end, lines)
+            self._crashed(end, child)
 
-    def _crashed(self, end: str, lines: Sequence[str]) -> None:
+    def _crashed(self, end: str, child: TrainerChild) -> None:
         self._over = True
-        assert self._child is not None
-        reason = _with_lines(end, lines, self._child)
+        reason = with_last_lines(end, child)
         self._fail(list(self._held.values()), Outcome.CRASH, reason, retry=True)
 
     def _fail(
@@ -427,30 +425,3 @@ class PackSession:
                 f"{member.name}: superseded; the member {why}, and nothing more is written for "
                 f"attempt {member.job.attempt}"
             )
-
-
-def _place(job: Job) -> tuple[int, int]:
-    """Epoch and step that the job's checkpoint stands at."""
-    return (job.checkpoint.epoch, job.checkpoint.step) if job.checkpoint else (0, 0)
-
-
-def _names(members: Sequence[Member]) -> str:
-    return ", ".join(member.name for member in members)
-
-
-def _with_lines(end: str, lines: Sequence[str], child: TrainerChild) -> str:
-    """What happened, with the last lines of the log: enough to see why without opening it."""
-    if not lines:
-        return f"{end}; its log {child.log_path} has no lines of it"
-    said = " | ".join(line[:160] for line in lines)
-    return f"{end}; last lines of {child.log_path}: {said}"
-
-
-def _epoch_line(member: Member, record: say.MemberEpoch) -> str:
-    epochs = member.job.epochs
-    left = max(0, epochs - record.epoch) * record.seconds
-    return (
-        f"{member.name} epoch {record.epoch}/{epochs}: train {loss(record.train_loss)}, "
-        f"val {loss(record.val_loss)}, best {loss(record.best_loss)} (epoch {record.best_epoch}), "
-        f"{record.seconds:.3g} s/epoch, {duration(left)} left"
-    )

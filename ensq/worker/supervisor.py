@@ -34,7 +34,7 @@ from ensq.worker.stopping import Stopping
 __all__ = ["WorkerOptions", "log_to_stderr", "run_worker"]
 
 _OPEN = (State.QUEUED, State.RUNNING)
-_QUIT_PATIENCE = 10.0  # seconds for an idle trainer to end
+_QUIT_PATIENCE = 5.0  # seconds for an idle trainer to end
 
 
 def run_worker(options: WorkerOptions) -> int:
@@ -146,12 +146,12 @@ class Worker:
         try:
             child = self._trainer(ensemble, session)
             session.train(child)
-        except DatabaseError:
-            raise  # the rows can't be given back now; their leases run out
         except BaseException as error:
             if self._child is not None and not self._child.ended:
                 self._child.kill()
-            session.release(f"the worker ended: {error}")
+            # Without a database the rows can't be given back; a dead worker's are taken back.
+            if not isinstance(error, DatabaseError):
+                session.release(f"the worker ended: {error}")
             raise
         self._mismatch |= session.mismatch
 

@@ -96,12 +96,8 @@ def _jobs() -> None:
             "state IN ('queued', 'running', 'done', 'failed', 'cancelled')",
             name=op.f("ck_jobs_state"),
         ),
-        sa.CheckConstraint(
-            "(state = 'running') = (owner IS NOT NULL)", name=op.f("ck_jobs_owner")
-        ),
-        sa.CheckConstraint(
-            "(owner IS NULL) = (lease_until IS NULL)", name=op.f("ck_jobs_lease")
-        ),
+        sa.CheckConstraint("(state = 'running') = (owner IS NOT NULL)", name=op.f("ck_jobs_owner")),
+        sa.CheckConstraint("(owner IS NULL) = (lease_until IS NULL)", name=op.f("ck_jobs_lease")),
         sa.CheckConstraint(
             "state <> 'done' OR result_path IS NOT NULL", name=op.f("ck_jobs_result")
         ),

@@ -12,8 +12,8 @@ neighbour; products of the last layer go to scalars only; the residual has fixed
 Symmetry. With ``o3`` features have a parity, and a mirror image has the same energy. With ``so3``
 they have none, so products such as the cross product of two vectors count as features: two layers
 make triple products of them. One layer has no second product, so there V is also multiplied by
-the cross product of two environments, V . (env x env'): the scalar that tells a left hand from a
-right one (env' is env with its channels turned by one).
+the cross product of two environments, V . (env x W env): the scalar that tells a left hand from a
+right one (W mixes the channels).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ensq.config.structs import AllegroConfig
-from ensq.train.models.dense import linear, silu
+from ensq.train.models.dense import linear
 from ensq.train.models.graph import Graph
 from ensq.train.models.tensor import Irrep, Path, contract, paths, spherical_harmonics
 
@@ -36,6 +36,8 @@ Params = dict[str, Any]
 SILU_GAIN = 1.6768  # 1 / rms of silu of a normal variable: keeps the variance through a layer
 START_READOUT = 0.1  # the readout's first weights: forces begin well below one energy scale
 SCALAR: Irrep = (0, 1)
+VECTOR: Irrep = (1, 1)  # where no parity is kept
+
 
 
 @dataclass(frozen=True)
@@ -93,16 +95,19 @@ class Allegro:
             }
 
         params: Params = {
-            # one product gives the latent and the first weights of features and environment
-            "embed": mlp(cfg.n_radial_basis, hidden + 2 * channels * self.degrees),
+            "embed": mlp(cfg.n_radial_basis, hidden),
             "centre": weight(hidden, self.n_species, math.sqrt(self.n_species / 2)),
             "neighbour": weight(hidden, self.n_species, math.sqrt(self.n_species / 2)),
+            "features": weight(channels * self.degrees, hidden),
         }
         for layer, products in enumerate(self.layer_paths()):
             scalars = sum(path.out == SCALAR for path in products) + self.triple
-            own: Params = {"latent": mlp(hidden + channels * scalars, hidden)}
-            if layer:
-                own["environment"] = weight(channels * self.degrees, hidden)
+            own: Params = {
+                "environment": weight(channels * self.degrees, hidden),
+                "latent": mlp(hidden + channels * scalars, hidden),
+            }
+            if self.triple:
+                own["cross"] = weight(channels, channels)
             if layer + 1 < cfg.num_layers:
                 for out in sorted({path.out for path in products}):
                     fan_in = channels * sum(path.out == out for path in products)
@@ -126,31 +131,24 @@ class Allegro:
         weight = envelope / math.sqrt(self.avg_num_neighbors)
         damped = [[weight]] + [[weight * c for c in degree] for degree in harmonics]
 
-        embedded = self._embed(params, graph, scaled)
-        x, factors, weights = jnp.split(
-            embedded, (cfg.mlp_n_hidden, (embedded.shape[0] + cfg.mlp_n_hidden) // 2), axis=0
-        )
-        factors = _per_degree(factors, self.degrees)
-        features: dict[Irrep, list[Array]] = {
-            (ell, (-1) ** ell if self.parity else 1): [factors[ell]]
-            if ell == 0
-            else [factors[ell] * c for c in harmonics[ell - 1]]
-            for ell in range(self.degrees)
+        x = self._embed(params, graph, scaled)
+        factors = _per_degree(linear(params["features"], x), self.degrees)
+        features = {
+            (ell, (-1) ** ell if self.parity else 1): [factors[ell] * c for c in components]
+            for ell, components in enumerate([[jnp.ones_like(weight)], *harmonics])
         }
         for layer, products in enumerate(self.layer_paths()):
             own = params[f"layer{layer}"]
-            if layer:
-                weights = linear(own["environment"], x)
-            weights = _per_degree(weights, self.degrees)
+            weights = _per_degree(linear(own["environment"], x), self.degrees)
             environment = [
                 [graph.collect(weights[ell] * c) for c in damped[ell]]
                 for ell in range(self.degrees)
             ]
             made = _products(products, features, environment, graph)
-            scalars = list(made.get(SCALAR, []))
-            flat = [part[0] for part in scalars]
+            flat = [part[0] for part in made.get(SCALAR, [])]
             if self.triple:
-                flat.append(_triple_product(features[_vector(self.parity)], environment[1], graph))
+                vector = features[VECTOR]
+                flat.append(_triple_product(own["cross"], vector, environment[1], graph))
             update = _mlp(own["latent"], jnp.concatenate([x, *flat], axis=0))
             x = (x + update) * math.sqrt(0.5)
             if layer + 1 < cfg.num_layers:
@@ -171,10 +169,6 @@ class Allegro:
         return _mlp(params["embed"], basis, bias)
 
 
-def _vector(parity: bool) -> Irrep:
-    return (1, -1 if parity else 1)
-
-
 def _mix_name(out: Irrep) -> str:
     return f"mix_{out[0]}{'e' if out[1] == 1 else 'o'}"
 
@@ -185,7 +179,7 @@ def _mlp(weights: Params, x: Array, bias: Array | None = None) -> Array:
     if bias is not None:
         x = x + bias
     for i in range(1, len(weights)):
-        x = linear(weights[f"w{i}"], silu(x))
+        x = linear(weights[f"w{i}"], jax.nn.silu(x))
     return x
 
 
@@ -246,8 +240,14 @@ def _mix(weight: Array, parts: list[list[Array]]) -> list[Array]:
     ]
 
 
-def _triple_product(vector: list[Array], environment: list[Array], graph: Graph) -> Array:
-    """V . (env x env'), a pseudoscalar [C, *e]; env' is env with the channels turned by one."""
-    turned = [jnp.roll(c, 1, axis=0) for c in environment]
-    cross = contract(environment, turned, 1)
+def _triple_product(
+    weights: Array, vector: list[Array], environment: list[Array], graph: Graph
+) -> Array:
+    """V . (env x W env), a pseudoscalar [C, *e], with ``weights`` W [C, C] over the channels.
+
+    The mixed channels make the cross product differ from 0 (turning the channels by one would do,
+    but slices in every derivative cost a third of a step).
+    """
+    mixed = [linear(weights, c) for c in environment]
+    cross = contract(environment, mixed, 1)
     return contract(vector, [graph.expand(c) for c in cross], 0)[0]

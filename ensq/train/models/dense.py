@@ -44,20 +44,3 @@ def _outer_backward(kept: tuple[Array, Array], h: Array) -> tuple[Array, Array]:
 
 linear.defvjp(_linear_forward, _linear_backward)
 outer.defvjp(_outer_forward, _outer_backward)
-
-
-@jax.custom_jvp
-def sigmoid(x: Array) -> Array:
-    """1 / (1 + exp(-x)); faster than XLA's own, and each derivative reuses its value."""
-    return 1.0 / (1.0 + jnp.exp(-x))
-
-
-@sigmoid.defjvp
-def _sigmoid_derivative(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    value = sigmoid(primals[0])
-    return value, value * (1.0 - value) * tangents[0]
-
-
-def silu(x: Array) -> Array:
-    """x * sigmoid(x)."""
-    return x * sigmoid(x)

@@ -1,0 +1,112 @@
+"""``ensq finalize``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ensq.cli.common import (
+    as_json,
+    database,
+    finalize_options,
+    only_ensemble,
+    print_json,
+    url_of,
+)
+
+if TYPE_CHECKING:
+    from ensq.finalize import Finalized, MemberReport
+
+
+@click.command()
+@click.argument("name", required=False)
+@finalize_options
+@as_json
+@database
+def finalize(
+    name: str | None, db: str | None, export_dir: str | None, allow_missing: bool, json_: bool
+) -> None:
+    """Statistics over the members, the best model, exports and metadata.
+
+    Each exported model file is read back, run, and held against the trained model.
+    """
+    from ensq.store import Store
+
+    with Store.open(url_of(db), read_only=True) as store:
+        ensemble = only_ensemble(store, name)
+        from ensq.finalize import finalize as write
+
+        done = write(
+            store,
+            ensemble,
+            export_dir=None if export_dir is None else Path(export_dir),
+            allow_missing=allow_missing,
+            say=lambda text: click.echo(f"{text} …", err=True),
+        )
+    show(done, json_)
+
+
+def show(done: Finalized, json_: bool) -> None:
+    """Print the results as JSON or as a table."""
+    if json_:
+        print_json({**done.metadata, "export_folder": str(done.folder)})
+        return
+    for line in lines(done):
+        click.echo(line)
+
+
+def lines(done: Finalized) -> list[str]:
+    """The table of members, the statistics, and where the files are."""
+    from ensq.text import table, with_error
+
+    energy = done.config.data.units.energy
+    gammas = done.config.training.gammas
+    columns = ["", "seed", "loss ± s.e.", "last loss"]
+    if gammas.F:
+        columns.append("F rmse")
+    if gammas.U:
+        columns.append("U rmse/bead")
+    columns += ["best epoch", "attempts"]
+    rows = [_row(member, done) for member in done.members]
+    statistics = done.statistics
+    text = [f"ensemble {done.ensemble.name}: {statistics.n} trained members"]
+    text += table(columns, rows)
+    text.append(
+        f"loss: mean {statistics.mean:.6g}, std {statistics.std:.3g}, variance "
+        f"{statistics.variance:.3g} (ddof 0)"
+    )
+    best = done.best
+    text.append(f"best: seed {best.seed}, loss {with_error(best.loss, best.loss_error)} (*)")
+    units = []
+    if gammas.F:
+        units.append(f"forces in {energy}/Angstrom per component")
+    if gammas.U:
+        units.append(f"energies in {energy}")
+    text.append(
+        f"validation over {done.metadata['validation_frames']} frames; {', '.join(units)};"
+    )
+    text.append("s.e. over frames taken as independent; all losses of the exported parameters")
+    if done.missing:
+        seeds = ", ".join(f"{job.seed} ({job.state})" for job in done.missing)
+        text.append(f"without the members that are not done: seeds {seeds}")
+    text.append(f"files in {done.folder}:")
+    text += [f"  {name}" for name in done.files]
+    return text
+
+
+def _row(member: MemberReport, done: Finalized) -> list[str]:
+    from ensq.text import with_error
+
+    row = [
+        "*" if member is done.best else "",
+        str(member.seed),
+        with_error(member.loss, member.loss_error),
+        f"{member.final_loss:.5g}",
+    ]
+    if member.rmse_force is not None:
+        row.append(f"{member.rmse_force:.4g}")
+    if member.rmse_energy is not None:
+        row.append(f"{member.rmse_energy:.3g}")
+    return [*row, f"{member.best_epoch}/{member.epochs}", str(member.attempts)]

@@ -1,0 +1,150 @@
+"""``ensq status``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ensq.cli.common import as_json, database, db_hint, only_ensemble, print_json, url_of
+
+if TYPE_CHECKING:
+    from ensq.jobs import Ensemble, Job, WorkerInfo
+    from ensq.store import Store
+
+_HEAD = ("seed", "state", "epoch", "val loss", "best", "s/epoch", "left", "worker", "seen")
+
+
+@click.command()
+@click.argument("name", required=False)
+@as_json
+@database
+def status(name: str | None, db: str | None, json_: bool) -> None:
+    """Show every ensemble, or the ensemble NAME, member by member."""
+    from ensq.store import Store
+
+    with Store.open(url_of(db), read_only=True) as store:
+        chosen = store.ensembles() if name is None else [only_ensemble(store, name)]
+        views = [_View(store, ensemble) for ensemble in chosen]
+        if json_:
+            print_json({"ensembles": [view.as_json() for view in views]})
+            return
+        if not views:
+            click.echo(f"nothing is queued in {store.where}")
+            click.echo("next: `ensq enqueue config.yaml`")
+        for view in views:
+            for line in view.lines(db_hint(db)):
+                click.echo(line)
+
+
+class _View:
+    """One ensemble as it stands."""
+
+    def __init__(self, store: Store, ensemble: Ensemble) -> None:
+        self.ensemble = ensemble
+        self.jobs = store.jobs(ensemble.id)
+        self.now = store.now()
+        self.workers = store.workers({job.owner for job in self.jobs if job.owner})
+
+    def lines(self, hint: str) -> list[str]:
+        """Summary, table of members, errors, and what to type next."""
+        from ensq.progress import printable, summary_line
+        from ensq.text import table
+
+        rows = [self._row(job) for job in self.jobs]
+        lines = [summary_line(self.ensemble.name, self.jobs), *table(_HEAD, rows, left=(1, 7))]
+        for job in self.jobs:
+            if job.error:
+                lines.append(f"  seed {job.seed}: {printable(job.error)}")
+        return [*lines, f"next: {next_step(self.ensemble, self.jobs, hint)}"]
+
+    def _row(self, job: Job) -> tuple[str, ...]:
+        from ensq.progress import duration, loss, time_left
+        from ensq.jobs import State
+
+        left = time_left(job)
+        worker = self._worker(job)
+        return (
+            str(job.seed),
+            str(job.state),
+            f"{job.epoch}/{job.epochs}",
+            loss(job.val_loss),
+            loss(job.best_loss),
+            "-" if job.seconds_per_epoch is None else f"{job.seconds_per_epoch:.3g}",
+            "-" if left is None or job.state is not State.RUNNING else duration(left),
+            "-" if worker is None else _who(worker),
+            "-" if worker is None else duration(max(0.0, self.now - worker.last_seen)),
+        )
+
+    def _worker(self, job: Job) -> WorkerInfo | None:
+        return self.workers.get(job.owner) if job.owner else None
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "name": self.ensemble.name,
+            "config_digest": self.ensemble.config_digest,
+            "data_digest": self.ensemble.data_digest,
+            "run_folder": self.ensemble.run_path,
+            "members": [self._member_json(job) for job in self.jobs],
+        }
+
+    def _member_json(self, job: Job) -> dict[str, Any]:
+        from ensq.progress import time_left
+
+        worker = self._worker(job)
+        return {
+            "index": job.index,
+            "seed": job.seed,
+            "state": str(job.state),
+            "epoch": job.epoch,
+            "epochs": job.epochs,
+            "train_loss": job.train_loss,
+            "val_loss": job.val_loss,
+            "best_loss": job.best_loss,
+            "best_epoch": job.best_epoch,
+            "seconds_per_epoch": job.seconds_per_epoch,
+            "seconds_left": time_left(job),
+            "attempt": job.attempt,
+            "failures": job.failures,
+            "crashes": job.crashes,
+            "interruptions": job.interruptions,
+            "error": job.error,
+            "worker": None
+            if worker is None
+            else {
+                "id": worker.id,
+                "host": worker.host,
+                "pid": worker.pid,
+                "slurm_job": worker.slurm_job,
+                "device": worker.device,
+                "seconds_since_seen": max(0.0, self.now - worker.last_seen),
+            },
+        }
+
+
+def _who(worker: WorkerInfo) -> str:
+    """Host and SLURM job, or host and process."""
+    from ensq.progress import printable
+
+    host = printable(worker.host.partition(".")[0])[:12]
+    return f"{host} job {worker.slurm_job}" if worker.slurm_job else f"{host}:{worker.pid}"
+
+
+def next_step(ensemble: Ensemble, jobs: Sequence[Job], hint: str) -> str:
+    """What a person would type now."""
+    from ensq.jobs import State
+
+    states = {job.state for job in jobs}
+    if State.RUNNING in states:
+        return f"in training; look again with `ensq status {ensemble.name}{hint}`"
+    if State.QUEUED in states:
+        return f"`ensq worker{hint}` here, or `srun ensq worker{hint}` in a SLURM job"
+    if State.FAILED in states:
+        return (
+            f"`ensq retry {ensemble.name}{hint}`, or `ensq finalize {ensemble.name}{hint} "
+            "--allow-missing`"
+        )
+    if State.DONE in states:
+        return f"`ensq finalize {ensemble.name}{hint}`"
+    return f"`ensq retry {ensemble.name}{hint}` to queue the cancelled members again"

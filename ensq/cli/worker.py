@@ -1,0 +1,56 @@
+"""``ensq worker``."""
+
+from __future__ import annotations
+
+import click
+
+from ensq.cli.common import database, url_of
+
+
+@click.command()
+@click.option("--name", help="Work on this ensemble only.")
+@click.option("--max-jobs", type=click.IntRange(1), help="Leave after that many members.")
+@click.option(
+    "--pack",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Members to train together as one program; pays on a GPU.",
+)
+@click.option(
+    "--drain", is_flag=True, help="Stay until every member is ended; take over from the dead."
+)
+@click.option(
+    "--lease",
+    type=click.FloatRange(5),
+    default=60.0,
+    show_default=True,
+    help="Seconds without a sign of life after which others may take a member.",
+)
+@database
+def worker(
+    db: str | None,
+    name: str | None,
+    max_jobs: int | None,
+    pack: int,
+    drain: bool,
+    lease: float,
+) -> int:
+    """Claim members, train them, record them; until nothing is left to take.
+
+    Ctrl-C, SIGTERM, SIGUSR1 and SIGUSR2 finish the step, write checkpoints and give the members
+    back. Exit codes: 0 nothing left to do; 1 members failed for good; 69 database; 75 stopped
+    with work left; 78 the data are not what was enqueued.
+    """
+    from ensq.worker.supervisor import WorkerOptions, run_worker
+
+    return run_worker(
+        WorkerOptions(
+            url=url_of(db),
+            ensemble=name,
+            max_jobs=max_jobs,
+            pack=pack,
+            drain=drain,
+            lease_seconds=lease,
+        )
+    )

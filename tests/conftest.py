@@ -1,0 +1,31 @@
+"""Fixtures that several test modules share. JAX is imported by those that train, not here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from train_tools import settings, write_tiny
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data file of 40 frames with 4 to 6 beads."""
+    return write_tiny(tmp_path_factory.mktemp("data") / "tiny.npz")
+
+
+@pytest.fixture(scope="session")
+def dataset(tiny: Path) -> Any:
+    from ensq.data import digest
+    from ensq.train.dataset import prepare
+
+    return prepare(tiny, digest(tiny), settings(), lambda text: None)
+
+
+@pytest.fixture(scope="session")
+def program(dataset: Any) -> Any:
+    """The compiled functions of the tiny model: two epochs of adam, one of lion."""
+    from ensq.train.pack import Program
+
+    return Program(settings(), dataset)

@@ -1,0 +1,248 @@
+"""Claims: never twice, one pack at a time, and losses that stay dense."""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import store_tools as tools
+from sqlalchemy.exc import IntegrityError
+
+from ensq.errors import EnsqError, UsageError
+from ensq.jobs import Outcome, State
+from ensq.store import Store, check
+from ensq.store.process import worker_info
+
+LEASE = tools.LEASE
+PROCESSES, JOBS = 8, 400
+
+WORKER = """
+import sys
+from ensq.store import Store, worker_info
+path, name = sys.argv[1:]
+with Store.open(path) as store:
+    store.register_worker(worker_info(name))
+    print("ready", flush=True)
+    sys.stdin.readline()
+    while jobs := store.claim(name, limit=4, lease_seconds=600):
+        for job in jobs:
+            print(job.id, job.attempt)
+    print("empty", flush=True)
+    sys.stdin.readline()  # a process that ended would be taken for lost
+"""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with tools.fresh(tmp_path / "q.db", tools.Clock()) as opened:
+        tools.register(opened, "w1", "w2")
+        yield opened
+    assert check(tmp_path / "q.db") == []
+
+
+def test_eight_processes_never_claim_a_job_twice(tmp_path: Path) -> None:
+    path = tmp_path / "q.db"
+    with tools.fresh(path) as store:
+        tools.add(store, seeds=range(JOBS))
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-W", "error", "-c", WORKER, str(path), f"w{number}"],
+                cwd=Path(__file__).parent.parent,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for number in range(PROCESSES)
+        ]
+        for process in started:
+            assert process.stdout is not None and process.stdin is not None
+            assert process.stdout.readline() == "ready\n"
+        for process in started:
+            process.stdin.write("\n")  # type: ignore[union-attr]
+            process.stdin.flush()  # type: ignore[union-attr]
+        lines = [list(iter(process.stdout.readline, "empty\n")) for process in started]
+        for process in started:
+            process.communicate("\n")
+        assert [process.returncode for process in started] == [0] * PROCESSES
+        claimed = Counter(line for claims in lines for line in claims)
+        assert len(claimed) == claimed.total() == JOBS
+        assert all(line.endswith(" 1\n") for line in claimed)
+        assert sum(1 for claims in lines if claims) > 1  # they did work side by side
+        assert all(len(store.attempts(job.id)) == 1 for job in store.jobs(1)[:20])
+
+
+def test_select_then_update_claims_twice(store: Store, tmp_path: Path) -> None:
+    """The control: what a claim in two statements does when two workers meet."""
+    tools.add(store)
+    workers = [sqlite3.connect(tmp_path / "q.db", isolation_level=None) for _ in range(2)]
+    look = "SELECT id FROM jobs WHERE state = 'queued' ORDER BY id LIMIT 1"
+    seen = [worker.execute(look).fetchone()[0] for worker in workers]
+    take = "UPDATE jobs SET state = 'running', owner = 'w1', lease_until = 1 WHERE id = ?"
+    taken = [
+        worker.execute(take, (job,)).rowcount for worker, job in zip(workers, seen, strict=True)
+    ]
+    assert seen[0] == seen[1] and taken == [1, 1]
+    undo = "UPDATE jobs SET state = 'queued', owner = NULL, lease_until = NULL"
+    workers[0].execute(undo)
+    for worker in workers:
+        worker.close()
+    # The one statement of the store, between the same two workers:
+    first, second = tools.take(store, "w1"), tools.take(store, "w2")
+    assert first[0].job_id != second[0].job_id
+
+
+def test_claim_gives_jobs_by_index_up_to_the_limit(store: Store) -> None:
+    tools.add(store, seeds=[9, 5, 7])
+    jobs = store.claim("w1", limit=2, lease_seconds=LEASE)
+    assert [(job.index, job.seed) for job in jobs] == [(0, 9), (1, 5)]
+    for job in jobs:
+        assert (job.state, job.attempt, job.owner) == (State.RUNNING, 1, "w1")
+        assert job.lease_until == store.now() + LEASE
+        assert job == store.job(job.id)
+    assert [job.seed for job in store.claim("w2", limit=2, lease_seconds=LEASE)] == [7]
+    assert store.claim("w2", limit=2, lease_seconds=LEASE) == []
+
+
+def test_claim_stays_in_one_ensemble(store: Store) -> None:
+    tools.add(store, name="a", seeds=[1])
+    tools.add(store, name="b", seeds=[1, 2])
+    assert len(tools.take(store, limit=5)) == 1
+    assert {store.job(claim.job_id).ensemble_id for claim in tools.take(store, limit=5)} == {2}
+
+
+def test_claim_takes_from_the_ensemble_that_is_asked_for(store: Store) -> None:
+    tools.add(store, name="a")
+    tools.add(store, name="b'; DROP TABLE jobs; --")
+    (claim,) = tools.take(store, ensemble="b'; DROP TABLE jobs; --")
+    assert store.job(claim.job_id).ensemble_id == 2
+    with pytest.raises(UsageError, match=r"no ensemble is called 'c'; there are: 'a', "):
+        tools.take(store, ensemble="c")
+
+
+def test_pack_takes_only_members_at_the_same_checkpoint(store: Store) -> None:
+    tools.add(store, seeds=range(6))
+    claims = tools.take(store, limit=6)
+    stand = [(0, 0), (1, 0), (2, 0), (1, 7), (2, 0), (0, 0)]
+    for claim, (epoch, step) in zip(claims, stand, strict=True):
+        tools.train(store, claim, range(1, epoch + 1))
+        if step:
+            assert store.record_checkpoint([(claim, tools.point(epoch, step))]) == []
+    assert store.release(claims, reason="test") == []
+    packs = []
+    while pack := tools.take(store, limit=6):
+        packs.append([claim.job_id - 1 for claim in pack])
+    # Those that are furthest go first, and a step within an epoch counts.
+    assert packs == [[2, 4], [3], [1], [0, 5]]
+
+
+def test_claim_drops_the_losses_after_the_checkpoint(store: Store) -> None:
+    tools.add(store, seeds=[42], epochs=6)
+    (claim,) = tools.take(store)
+    losses = [3.0, 1.0, math.nan, 0.5, 0.25]
+    for epoch, loss in enumerate(losses, start=1):
+        saved = tools.point(epoch) if epoch == 3 else None
+        store.record_epochs([tools.write(claim, epoch, saved, loss)], LEASE)
+    store.release([claim], reason="test")
+    assert store.job(claim.job_id).epoch == 5
+    (job,) = store.claim("w2", limit=1, lease_seconds=LEASE)
+    assert (job.epoch, job.best_epoch, job.best_loss, job.attempt) == (3, 2, 1.0, 2)
+    assert (job.train_loss, job.val_loss) == (2.0, None)
+    assert job == store.job(job.id)
+    assert [record.epoch for record in store.epochs(job.id)] == [1, 2, 3]
+    assert store.attempts(job.id)[1].start_epoch == 3
+    tools.train(store, tools.claim_of(job), range(4, 7))
+    store.finish(tools.claim_of(job), tools.result())
+    assert [record.epoch for record in store.epochs(job.id)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_claim_without_a_checkpoint_starts_from_nothing(store: Store) -> None:
+    tools.add(store, seeds=[42])
+    (claim,) = tools.take(store)
+    tools.train(store, claim, range(1, 3), saved=False)
+    store.fail(claim, Outcome.CRASH, "killed", retry=True)
+    (job,) = store.claim("w1", limit=1, lease_seconds=LEASE)
+    assert (job.epoch, job.best_epoch, job.best_loss, job.val_loss) == (0, None, None, None)
+    assert store.epochs(job.id) == []
+
+
+def test_without_dropping_losses_a_second_attempt_is_refused(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control: the losses of an epoch can't stand twice."""
+    tools.add(store, seeds=[42])
+    (claim,) = tools.take(store)
+    tools.train(store, claim, range(1, 3), saved=False)
+    store.release([claim], reason="test")
+    with monkeypatch.context() as patch:
+        patch.setattr("ensq.store.claims._rewind", lambda connection, job: job)
+        (claim,) = tools.take(store)
+    with pytest.raises(IntegrityError):
+        tools.train(store, claim, range(1, 2))
+
+
+def test_claim_by_an_unknown_or_ended_worker_is_refused(store: Store) -> None:
+    tools.add(store)
+    store.worker_ended("w2")
+    for name in ("nobody", "w2"):
+        with pytest.raises(EnsqError, match=f"worker '{name}' is not registered, or has ended"):
+            tools.take(store, name)
+    assert store.counts()[State.RUNNING] == 0
+
+
+def test_claim_notes_attempt_log_worker_and_event(store: Store) -> None:
+    tools.add(store, seeds=[42])
+    (claim,) = tools.take(store, log_path="logs/w1.log")
+    (attempt,) = store.attempts(claim.job_id)
+    assert (attempt.number, attempt.worker_id, attempt.log_path) == (1, "w1", "logs/w1.log")
+    assert (attempt.outcome, attempt.ended_at, attempt.start_epoch) == (None, None, 0)
+    event = store.events()[-1]
+    assert (event.kind, event.job_id, event.attempt, event.worker_id) == ("claimed", 1, 1, "w1")
+
+
+def test_claims_and_renewals_are_signs_of_life(store: Store) -> None:
+    tools.add(store, seeds=[42])
+    for act in (
+        lambda: tools.take(store),
+        lambda: store.renew([], LEASE, worker_id="w1"),
+        lambda: store.renew(
+            [tools.claim_of(store.job(1))],
+            LEASE,
+        ),
+    ):
+        store.clock.move(5)  # type: ignore[attr-defined]
+        act()
+        assert store.workers(["w1", "w2", "no"])["w1"].last_seen == store.now()
+    assert store.job(1).lease_until == store.now() + LEASE
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_claim_of_no_job_is_refused(store: Store, limit: int) -> None:
+    tools.add(store)
+    with pytest.raises(ValueError, match="at least one job"):
+        tools.take(store, limit=limit)
+
+
+def test_claims_use_the_index_of_the_queue(store: Store) -> None:
+    plan = "EXPLAIN QUERY PLAN SELECT id FROM jobs WHERE state = ? ORDER BY ensemble_id, "
+    plan += "checkpoint_epoch DESC, checkpoint_step DESC, position LIMIT 1"
+    with store._database.read() as connection:
+        rows = connection.exec_driver_sql(plan, ("queued",)).all()
+    assert "ix_jobs_queue" in rows[0][3] and len(rows) == 1  # and no sorting
+
+
+def test_registering_again_updates_the_device_and_another_process_is_refused(
+    store: Store,
+) -> None:
+    store.register_worker(worker_info("w1", device="cpu", slurm_job="7"))
+    worker = store.workers(["w1"])["w1"]
+    assert (worker.device, worker.slurm_job, worker.started_at) == ("cpu", "7", store.now())
+    other = replace(worker_info("w1"), pid=worker.pid + 1)
+    with pytest.raises(IntegrityError):
+        store.register_worker(other)

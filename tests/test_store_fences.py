@@ -1,0 +1,139 @@
+"""Fences: what a superseded attempt writes changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import store_tools as tools
+
+from ensq.errors import LeaseLost
+from ensq.jobs import Claim, Outcome, State
+from ensq.schema import jobs
+from ensq.store import Store, check, fences
+
+LEASE = tools.LEASE
+
+
+def _record_epoch(store: Store, claim: Claim) -> object:
+    return store.record_epoch(
+        claim, tools.record(2), best_epoch=2, best_loss=0.1, checkpoint=None, lease_seconds=LEASE
+    )
+
+
+# Each write that a worker can do; each says that the claim is lost by raising or returning it.
+WRITES: dict[str, Callable[[Store, Claim], object]] = {
+    "renew": lambda store, claim: [claim] if store.renew([claim], LEASE) == [] else [],
+    "record_epoch": _record_epoch,
+    "record_epochs": lambda store, claim: store.record_epochs([tools.write(claim, 2)], LEASE),
+    "record_epochs with a checkpoint": lambda store, claim: store.record_epochs(
+        [tools.write(claim, 2, tools.point(2))], LEASE
+    ),
+    "record_checkpoint": lambda store, claim: store.record_checkpoint([(claim, tools.point(1, 5))]),
+    "fall_back": lambda store, claim: store.fall_back(claim, "torn"),
+    "finish": lambda store, claim: store.finish(claim, tools.result()),
+    "release": lambda store, claim: store.release([claim], reason="late"),
+    "fail": lambda store, claim: store.fail(claim, Outcome.FAILURE, "late", retry=True),
+    "fail for good": lambda store, claim: store.fail(claim, Outcome.CRASH, "late", retry=False),
+}
+
+# How an attempt can lose its job.
+SUPERSEDED: dict[str, Callable[[Store, Claim], object]] = {
+    "claimed by another worker": lambda store, claim: (
+        store.reap(store.now() + LEASE + 1),
+        tools.take(store, "w2"),
+    ),
+    "claimed again by the same worker": lambda store, claim: (
+        store.reap(store.now() + LEASE + 1),
+        tools.take(store, "w1"),
+    ),
+    "taken back": lambda store, claim: store.reap(store.now() + LEASE + 1),
+    "cancelled": lambda store, claim: store.cancel("chignolin"),
+    "given back": lambda store, claim: store.release([claim], reason="signal"),
+    "failed": lambda store, claim: store.fail(claim, Outcome.FAILURE, "nan", retry=False),
+    "done by another worker": lambda store, claim: _done_by_another(store),
+}
+
+
+def _done_by_another(store: Store) -> None:
+    store.reap(store.now() + LEASE + 1)
+    (claim,) = tools.take(store, "w2")
+    tools.train(store, claim, range(2, 4))
+    store.finish(claim, tools.result())
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "q.db"
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[Store]:
+    with tools.fresh(path, tools.Clock()) as opened:
+        tools.add(opened, seeds=[42])
+        tools.register(opened, "w1", "w2")
+        yield opened
+
+
+def started(store: Store) -> Claim:
+    (claim,) = tools.take(store)
+    tools.train(store, claim, range(1, 2))
+    return claim
+
+
+@pytest.mark.parametrize("supersede", SUPERSEDED.values(), ids=SUPERSEDED)
+def test_superseded_attempt_changes_nothing(
+    store: Store, path: Path, supersede: Callable[[Store, Claim], object]
+) -> None:
+    claim = started(store)
+    supersede(store, claim)
+    store.clock.move(1)  # type: ignore[attr-defined]
+    before = tools.dump(path)
+    for name, stale_write in WRITES.items():
+        try:
+            assert stale_write(store, claim) == [claim], name
+        except LeaseLost as error:
+            assert f"job {claim.job_id}: attempt 1 of worker w1" in str(error)
+        assert without_signs_of_life(tools.dump(path)) == without_signs_of_life(before), name
+    assert check(path) == []
+
+
+def without_signs_of_life(dump: list[str]) -> list[str]:
+    """Renewing is a sign of life of the worker, whatever it holds."""
+    return [line for line in dump if 'INTO "workers"' not in line and "INTO workers" not in line]
+
+
+@pytest.mark.parametrize("stale_write", WRITES.values(), ids=WRITES)
+def test_without_the_fence_the_stale_write_goes_through(
+    store: Store,
+    path: Path,
+    stale_write: Callable[[Store, Claim], object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The control: the condition on owner and attempt is what holds stale writes back."""
+    claim = started(store)
+    store.reap(store.now() + LEASE + 1)
+    (fresh,) = tools.take(store, "w2")
+    tools.train(store, fresh, range(2, 3) if stale_write is WRITES["finish"] else range(0))
+    if stale_write is WRITES["finish"]:
+        tools.train(store, fresh, range(3, 4))
+    store.clock.move(1)  # type: ignore[attr-defined]
+    before = tools.dump(path)
+    monkeypatch.setattr(fences, "held", lambda claim: jobs.c.id == claim.job_id)
+    assert stale_write(store, claim) != [claim]
+    assert tools.dump(path) != before
+
+
+def test_pack_goes_on_without_the_member_that_was_lost(store: Store, path: Path) -> None:
+    tools.add(store, seeds=[42, 43, 44])
+    claims = tools.take(store, limit=3)
+    store.cancel("chignolin", [43])
+    lost = store.record_epochs([tools.write(claim, 1, tools.point(1)) for claim in claims], LEASE)
+    assert lost == [claims[1]]
+    assert [job.epoch for job in store.jobs(1)] == [1, 0, 1]
+    assert store.renew(claims, LEASE) == [claims[0], claims[2]]
+    assert store.record_checkpoint([(claim, tools.point(1, 3)) for claim in claims]) == [claims[1]]
+    assert store.release(claims, reason="signal") == [claims[1]]
+    assert store.counts() | {} == dict.fromkeys(State, 0) | {State.QUEUED: 2, State.CANCELLED: 1}
+    assert check(path) == []

@@ -1,0 +1,119 @@
+"""A tiny data set, a tiny model and a trainer's listener, for tests of the training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ensq import config, data
+from ensq.config import RunConfig
+from ensq.worker import protocol
+
+FRAMES, BEADS, SPECIES = 40, 6, 3
+
+# 30 frames to train on in batches of 8, so that the last batch holds 6; 10 to validate.
+SETTINGS = """
+data: {path: tiny.npz}
+model:
+  cutoff: 4.0
+  allegro: {n_channels: 4, mlp_n_hidden: 8, n_radial_basis: 4, max_ell: 0}
+training:
+  stages: [{optimizer: adam, epochs: 2}, {optimizer: lion, epochs: 1}]
+  val_fraction: 0.25
+  batch_per_device: 8
+  gammas: {F: 1.0, U: 0.1}
+optimizer:
+  adam: {lr: 1.0e-2}
+  lion: {lr: 0.1}  # far too large: the last epoch is not the best one
+"""
+
+
+def settings(*overrides: str) -> RunConfig:
+    return config.parse(SETTINGS, "settings", overrides)
+
+
+def tiny_arrays() -> dict[str, Any]:
+    """Chains of 4 to 6 beads with harmonic bonds and a little noise; padding holds rubbish."""
+    rng = np.random.default_rng(0)
+    steps = rng.normal(size=(FRAMES, BEADS, 3))
+    steps *= rng.uniform(1.2, 1.8, size=(FRAMES, BEADS, 1)) / np.linalg.norm(
+        steps, axis=-1, keepdims=True
+    )
+    R = np.cumsum(steps, axis=1)
+    mask = (np.arange(BEADS) < rng.integers(4, BEADS + 1, size=(FRAMES, 1))).astype(float)
+    bonds = R[:, 1:] - R[:, :-1]
+    length = np.linalg.norm(bonds, axis=-1)
+    real = mask[:, 1:]
+    pull = (3.0 * (length - 1.5) * real / length)[..., None] * bonds
+    F = np.zeros_like(R)
+    F[:, :-1] += pull
+    F[:, 1:] -= pull
+    U = 1.5 * ((length - 1.5) ** 2 * real).sum(axis=1)
+    F += 0.05 * rng.normal(size=F.shape)
+    F[mask == 0], R[mask == 0] = 77.0, 0.5
+    species = rng.integers(0, SPECIES, size=BEADS)
+    U = U + (mask * np.array([-3.0, 5.0, 2.0])[species]).sum(axis=1)
+    return {
+        "R": R.astype(np.float32),
+        "F": F.astype(np.float32),
+        "U": U,
+        "species": species,
+        "mask": mask,
+        "species_names": np.array(["A", "B", "C"]),
+    }
+
+
+def write_tiny(path: Path) -> Path:
+    np.savez(path, **tiny_arrays())
+    return path
+
+
+def task(folder: Path, seed: int, attempt: int = 1, resume: Any = ()) -> protocol.MemberTask:
+    """A member whose job id is its seed."""
+    return protocol.MemberTask(
+        job_id=seed,
+        seed=seed,
+        attempt=attempt,
+        folder=str(folder / f"seed-{seed}" / f"attempt-{attempt}"),
+        resume=tuple(
+            protocol.ResumeFrom(path=written.path, digest=written.digest) for written in resume
+        ),
+    )
+
+
+def train_command(
+    run: Path, path: Path, made: RunConfig, *members: protocol.MemberTask
+) -> protocol.Train:
+    return protocol.Train(
+        members=members,
+        config=config.dumps(made),
+        run_folder=str(run),
+        data_path=str(path),
+        data_digest=data.digest(path),
+    )
+
+
+class Listener:
+    """Hears what a trainer says; may ask it to stop after some steps."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.messages: list[Any] = []
+        self.stop_after = stop_after
+
+    def stop_wanted(self) -> bool:
+        return self.stop_after is not None and len(self.of(protocol.StepDone)) >= self.stop_after
+
+    def dropped(self) -> frozenset[int]:
+        return frozenset()
+
+    def send(self, message: protocol.Message) -> None:
+        self.messages.append(message)
+
+    def of(self, kind: type) -> list[Any]:
+        return [message for message in self.messages if isinstance(message, kind)]
+
+    def epochs(self, job_id: int) -> list[protocol.MemberEpoch]:
+        members = [member for done in self.of(protocol.EpochDone) for member in done.members]
+        return [member for member in members if member.job_id == job_id]
