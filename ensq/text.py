@@ -30,15 +30,3 @@ def ranges(numbers: Sequence[int]) -> str:
     return ", ".join(
         str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs
     )
-
-
-def with_error(value: float, error: float | None) -> str:
-    """A value and its standard error, both to the error's second digit: ``82.31 ± 0.94``."""
-    if error is None or not error > 0:
-        return f"{value:.5g}"
-    digits = max(0, 1 - _exponent(error))
-    return f"{value:.{digits}f} ± {error:.{digits}f}"
-
-
-def _exponent(value: float) -> int:
-    return int(f"{value:e}".partition("e")[2])

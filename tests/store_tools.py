@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -105,3 +108,39 @@ def dump(path: Path) -> list[str]:
         return list(connection.iterdump())
     finally:
         connection.close()
+
+
+_MANY = """
+import os, sys
+from multiprocessing import get_context
+from ensq.store import Store, worker_info
+import store_tools as tools
+count, path = int(sys.argv[1]), sys.argv[2]
+%s
+if __name__ == "__main__":
+    context = get_context("fork")
+    barrier = context.Barrier(count, timeout=120)
+    started = [context.Process(target=work, args=(n, barrier.wait)) for n in range(count)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+    sys.exit(max(abs(process.exitcode) for process in started))
+"""
+
+
+def in_processes(count: int, path: Path, work: str) -> None:
+    """Run ``work(number, meet)``, given as source, in processes of their own, on one database.
+
+    One process imports everything and forks the others before any connection is made: the imports
+    of many would take most of the time. ``meet()`` returns when all have called it.
+    """
+    tests = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", _MANY % work, str(count), str(path)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)])},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

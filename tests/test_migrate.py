@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import store_tools as tools
 
+import ensq
 from ensq import migrate, schema
 from ensq.errors import DatabaseError, MismatchError
 from ensq.store import Store, check
@@ -163,7 +164,7 @@ def test_migration_that_would_lose_rows_changes_nothing(
 
 
 def test_missing_migrations_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(migrate.ensq, "__file__", str(tmp_path / "ensq" / "__init__.py"))
+    monkeypatch.setattr(ensq, "__file__", str(tmp_path / "ensq" / "__init__.py"))
     with pytest.raises(DatabaseError, match="migrations are missing"):
         migrate.migrations_folder()
 

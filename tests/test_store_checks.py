@@ -97,3 +97,19 @@ def test_states_of_the_schema_are_those_of_the_code(path: Path) -> None:
 def test_missing_database_is_an_error_not_a_problem(tmp_path: Path) -> None:
     with pytest.raises(DatabaseError, match="no database at"):
         check(tmp_path / "no.db")
+
+
+def test_damage_is_a_problem_like_others(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    size, page = (
+        connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_size", "page_count")
+    )
+    (root,) = connection.execute(
+        "SELECT rootpage FROM sqlite_master WHERE name = 'ix_jobs_queue'"
+    ).fetchone()
+    connection.close()
+    whole = bytearray(path.read_bytes())
+    assert root <= page
+    whole[(root - 1) * size : root * size] = b"\xff" * size
+    path.write_bytes(whole)
+    assert check(path)

@@ -3,39 +3,39 @@
 from __future__ import annotations
 
 import math
+import re
 import sqlite3
-import subprocess
-import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import store_tools as tools
+from sqlalchemy import ClauseElement
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import IntegrityError
 
 from ensq.errors import EnsqError, UsageError
 from ensq.jobs import Outcome, State
-from ensq.store import Store, check
+from ensq.store import Store, check, claims
 from ensq.store.process import worker_info
 
 LEASE = tools.LEASE
 PROCESSES, JOBS = 8, 400
 
-WORKER = """
-import sys
-from ensq.store import Store, worker_info
-path, name = sys.argv[1:]
-with Store.open(path) as store:
-    store.register_worker(worker_info(name))
-    print("ready", flush=True)
-    sys.stdin.readline()
-    while jobs := store.claim(name, limit=4, lease_seconds=600):
-        for job in jobs:
-            print(job.id, job.attempt)
-    print("empty", flush=True)
-    sys.stdin.readline()  # a process that ended would be taken for lost
+WORK = """
+def work(number, meet):
+    name = f"w{number}"
+    with Store.open(path) as store:
+        store.register_worker(worker_info(name))
+        meet()
+        lines = []
+        while jobs := store.claim(name, limit=4, lease_seconds=600):
+            lines += [f"{job.id} {job.attempt}" for job in jobs]
+        with open(f"{path}.{name}", "w") as file:
+            file.write("\\n".join(lines))
+        meet()  # a process that ended would be taken for lost
 """
 
 
@@ -51,31 +51,14 @@ def test_eight_processes_never_claim_a_job_twice(tmp_path: Path) -> None:
     path = tmp_path / "q.db"
     with tools.fresh(path) as store:
         tools.add(store, seeds=range(JOBS))
-        started = [
-            subprocess.Popen(
-                [sys.executable, "-W", "error", "-c", WORKER, str(path), f"w{number}"],
-                cwd=Path(__file__).parent.parent,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            for number in range(PROCESSES)
-        ]
-        for process in started:
-            assert process.stdout is not None and process.stdin is not None
-            assert process.stdout.readline() == "ready\n"
-        for process in started:
-            process.stdin.write("\n")  # type: ignore[union-attr]
-            process.stdin.flush()  # type: ignore[union-attr]
-        lines = [list(iter(process.stdout.readline, "empty\n")) for process in started]
-        for process in started:
-            process.communicate("\n")
-        assert [process.returncode for process in started] == [0] * PROCESSES
-        claimed = Counter(line for claims in lines for line in claims)
-        assert len(claimed) == claimed.total() == JOBS
-        assert all(line.endswith(" 1\n") for line in claimed)
-        assert sum(1 for claims in lines if claims) > 1  # they did work side by side
-        assert all(len(store.attempts(job.id)) == 1 for job in store.jobs(1)[:20])
+    tools.in_processes(PROCESSES, path, WORK)
+    lines = [Path(f"{path}.w{number}").read_text().split() for number in range(PROCESSES)]
+    claims_made = Counter(job for claimed in lines for job in claimed[::2])
+    assert len(claims_made) == claims_made.total() == JOBS
+    assert {attempt for claimed in lines for attempt in claimed[1::2]} == {"1"}
+    assert sum(1 for claimed in lines if claimed) > 1  # they did work side by side
+    with Store.open(path) as store:
+        assert {len(store.attempts(job.id)) for job in store.jobs(1)[::20]} == {1}
 
 
 def test_select_then_update_claims_twice(store: Store, tmp_path: Path) -> None:
@@ -208,14 +191,12 @@ def test_claim_notes_attempt_log_worker_and_event(store: Store) -> None:
 
 def test_claims_and_renewals_are_signs_of_life(store: Store) -> None:
     tools.add(store, seeds=[42])
-    for act in (
+    acts: list[Callable[[], object]] = [
         lambda: tools.take(store),
         lambda: store.renew([], LEASE, worker_id="w1"),
-        lambda: store.renew(
-            [tools.claim_of(store.job(1))],
-            LEASE,
-        ),
-    ):
+        lambda: store.renew([tools.claim_of(store.job(1))], LEASE),
+    ]
+    for act in acts:
         store.clock.move(5)  # type: ignore[attr-defined]
         act()
         assert store.workers(["w1", "w2", "no"])["w1"].last_seen == store.now()
@@ -227,6 +208,25 @@ def test_claim_of_no_job_is_refused(store: Store, limit: int) -> None:
     tools.add(store)
     with pytest.raises(ValueError, match="at least one job"):
         tools.take(store, limit=limit)
+
+
+def test_claim_holds_on_postgresql_too(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same statement, as PostgreSQL would see it: rows are locked, in CTEs that run once."""
+    seen: list[str] = []
+    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
+    with store._database.write() as connection:
+        execute = connection.execute
+
+        def listen(statement: ClauseElement, *values: object) -> object:
+            seen.append(" ".join(str(statement.compile(dialect=dialect)).split()))
+            return execute(statement, *values)  # type: ignore[call-overload]
+
+        monkeypatch.setattr(connection, "execute", listen)
+        claims.claim(connection, 0.0, "w1", limit=2, lease_seconds=LEASE, ensemble=None)
+    (statement,) = [text for text in seen if "WITH head AS" in text]
+    assert statement.count("FOR UPDATE SKIP LOCKED") == 2
+    assert re.search(r"UPDATE jobs SET .* WHERE jobs.id IN \(SELECT pack.id FROM pack\)", statement)
+    assert "RETURNING" in statement
 
 
 def test_claims_use_the_index_of_the_queue(store: Store) -> None:

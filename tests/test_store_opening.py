@@ -19,7 +19,8 @@ import store_tools as tools
 
 from ensq import schema
 from ensq.errors import DatabaseError, EnsqError, MismatchError, UsageError
-from ensq.store import Store, check, filesystem
+from ensq.jobs import State
+from ensq.store import Store, check
 from ensq.store import engine as engine_module
 from ensq.store.target import Target
 
@@ -227,9 +228,9 @@ def test_read_only_store_sees_what_a_writer_that_is_still_open_wrote(tmp_path: P
     with Store.open(tmp_path / "q.db", create=True) as writer:
         tools.add(writer)
         with Store.open(tmp_path / "q.db", read_only=True) as reader:
-            assert reader.counts()["queued"] == 3  # type: ignore[index]
+            assert reader.counts()[State.QUEUED] == 3
             tools.add(writer, seeds=[45])
-            assert reader.counts()["queued"] == 4  # type: ignore[index]
+            assert reader.counts()[State.QUEUED] == 4
 
 
 @pytest.fixture
@@ -316,79 +317,16 @@ def _impatient(path: Path) -> sqlite3.Connection:
 
 
 def test_many_processes_may_make_one_database_at_once(tmp_path: Path) -> None:
-    script = (
-        "import sys; from ensq.store import Store\n"
-        "sys.path.insert(0, 'tests'); import store_tools\n"
-        "with Store.open(sys.argv[1], create=True) as store: store_tools.add(store)\n"
-    )
-    command = [sys.executable, "-W", "error", "-c", script, str(tmp_path / "q.db")]
-    root = Path(__file__).parent.parent
-    started = [
-        subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True) for _ in range(6)
-    ]
-    assert [process.communicate()[1] for process in started] == [""] * 6
+    work = """
+def work(number, meet):
+    meet()
+    with Store.open(path, create=True) as store:
+        tools.add(store)
+"""
+    tools.in_processes(8, tmp_path / "q.db", work)
     assert check(tmp_path / "q.db") == []
     with Store.open(tmp_path / "q.db") as store:
-        assert store.counts()["queued"] == 3  # type: ignore[index]
-
-
-def test_local_database_has_a_write_ahead_log_and_full_flushes(tmp_path: Path) -> None:
-    expected = filesystem.journal_for(tmp_path.resolve())
-    with Store.open(tmp_path / "q.db", create=True) as store, store._database.write() as connection:
-        pragma = {
-            name: connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
-            for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
-        }
-    assert pragma == {
-        "journal_mode": expected,
-        "synchronous": 2,
-        "foreign_keys": 1,
-        "busy_timeout": 30_000,
-    }
-
-
-MOUNTS = """\
-22 1 259:1 / / rw,relatime shared:1 - ext4 /dev/root rw
-40 22 0:50 / /home rw shared:5 - nfs4 server:/home rw
-41 40 0:51 / /home/me/local\\040disk rw - xfs /dev/sdb rw
-42 22 0:52 / /scratch rw - lustre mds:/scratch rw
-43 22 0:53 / /over rw - ext4 /dev/sdc rw
-44 43 0:54 / /over rw - cifs //server/over rw
-a broken line
-"""
-
-
-@pytest.mark.parametrize(
-    ("path", "kind"),
-    [
-        ("/tmp", "ext4"),
-        ("/home/me", "nfs4"),
-        ("/homely", "ext4"),
-        ("/home/me/local disk/q", "xfs"),
-        ("/scratch/a/b", "lustre"),
-        ("/over/x", "cifs"),
-    ],
-)
-def test_file_system_is_that_of_the_longest_mount_point(path: str, kind: str) -> None:
-    assert filesystem.kind_of(Path(path), MOUNTS) == kind
-
-
-def test_network_and_unknown_file_systems_get_a_rollback_journal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(filesystem, "_MOUNTS", tmp_path / "nothing")
-    assert filesystem.journal_for(tmp_path) == "delete"
-    for kind in ("nfs", "nfs4", "cifs", "lustre", "beegfs", "fuse.sshfs", "gpfs", "9p"):
-        assert kind not in filesystem.LOCAL
-
-
-def test_database_moved_to_a_network_file_system_loses_its_write_ahead_log(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = made(tmp_path / "q.db")
-    monkeypatch.setattr(engine_module, "journal_for", lambda path: "delete")
-    with Store.open(path) as store, store._database.read() as connection:
-        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar_one() == "delete"
+        assert store.counts()[State.QUEUED] == 3
 
 
 def test_old_sqlite_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ensq.errors import LeaseLost, MismatchError, UsageError
-from ensq.jobs import FOLLOWS, Outcome, State
-from ensq.store import EventKind, Store, check
+from ensq.jobs import FOLLOWS, Claim, Outcome, State
+from ensq.store import EventKind, Store, check, worker_info
 
 LEASE = tools.LEASE
 
@@ -153,7 +153,7 @@ def test_every_change_of_state_is_an_event(store: Store) -> None:
 
 def test_states_change_only_as_the_table_of_states_says(store: Store) -> None:
     """Every act on every state: what follows is what ``FOLLOWS`` allows, or nothing changes."""
-    acts = {
+    acts: dict[str, Callable[[], object]] = {
         "claim": lambda: tools.take(store, limit=9),
         "cancel": lambda: store.cancel("chignolin"),
         "retry": lambda: store.retry("chignolin"),
@@ -164,7 +164,7 @@ def test_states_change_only_as_the_table_of_states_says(store: Store) -> None:
         ],
     }
 
-    def held() -> list[tools.Claim]:
+    def held() -> list[Claim]:
         return [tools.claim_of(job) for job in store.jobs(1) if job.owner]
 
     in_each_state(store)
@@ -186,7 +186,7 @@ def test_counts_have_every_state(store: Store) -> None:
 
 def test_what_is_not_there_is_said(store: Store) -> None:
     assert store.ensemble("x") is None
-    assert store.jobs(1) == store.attempts(1) == store.epochs(1) == store.events(1) == []
+    assert not (store.jobs(1) or store.attempts(1) or store.epochs(1) or store.events(1))
     assert store.workers(["x"]) == {} and store.result(1) is None
     with pytest.raises(UsageError, match="there is no job 1"):
         store.job(1)
@@ -203,7 +203,7 @@ def test_strange_text_is_data_everywhere(store: Store, text: str) -> None:
     assert store.ensemble(text) == added.ensemble
     ensemble = added.ensemble
     assert {ensemble.name, ensemble.config, ensemble.data_path, ensemble.run_path} == {text}
-    store.register_worker(tools.worker_info(f"w{text}", slurm_job=text, device=text))
+    store.register_worker(worker_info(f"w{text}", slurm_job=text, device=text))
     (claim,) = tools.take(store, f"w{text}", ensemble=text, log_path=text)
     assert store.workers([claim.owner])[claim.owner].device == text
     store.fail(claim, Outcome.FAILURE, text, retry=False)

@@ -26,7 +26,7 @@ training:
   gammas: {F: 1.0, U: 0.1}
 optimizer:
   adam: {lr: 1.0e-2}
-  lion: {lr: 0.1}  # far too large: the last epoch is not the best one
+  lion: {lr: 0.5}  # far too large: the last epoch is not the best one
 """
 
 

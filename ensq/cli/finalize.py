@@ -59,11 +59,11 @@ def show(done: Finalized, json_: bool) -> None:
 
 def lines(done: Finalized) -> list[str]:
     """The table of members, the statistics, and where the files are."""
-    from ensq.text import table, with_error
+    from ensq.text import table
 
     energy = done.config.data.units.energy
     gammas = done.config.training.gammas
-    columns = ["", "seed", "loss ± s.e.", "last loss"]
+    columns = ["", "seed", "loss", "s.e.", "last loss"]
     if gammas.F:
         columns.append("F rmse")
     if gammas.U:
@@ -78,7 +78,7 @@ def lines(done: Finalized) -> list[str]:
         f"{statistics.variance:.3g} (ddof 0)"
     )
     best = done.best
-    text.append(f"best: seed {best.seed}, loss {with_error(best.loss, best.loss_error)} (*)")
+    text.append(f"best: seed {best.seed} (*), loss {best.loss:.6g}")
     units = []
     if gammas.F:
         units.append(f"forces in {energy}/Angstrom per component")
@@ -97,12 +97,11 @@ def lines(done: Finalized) -> list[str]:
 
 
 def _row(member: MemberReport, done: Finalized) -> list[str]:
-    from ensq.text import with_error
-
     row = [
         "*" if member is done.best else "",
         str(member.seed),
-        with_error(member.loss, member.loss_error),
+        f"{member.loss:.5g}",
+        "-" if member.loss_error is None else f"{member.loss_error:.2g}",
         f"{member.final_loss:.5g}",
     ]
     if member.rmse_force is not None:

@@ -151,7 +151,7 @@ class Database:
             )
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code == sqlite3.SQLITE_NOTADB:
-            return DatabaseError(f"{where}: not an SQLite database")
+            return DatabaseError(f"{where} is not an SQLite database; name another file with --db")
         if code == sqlite3.SQLITE_CORRUPT:
             return DatabaseError(f"{where}: the database is damaged ({error}); restore a copy")
         if code == sqlite3.SQLITE_READONLY:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import stat
 from enum import Enum, auto
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from ensq.errors import DatabaseError, EnsqError, MismatchError
 from ensq.store.engine import BUSY_TIMEOUT, Database, connect_sqlite
 from ensq.store.target import Target
 
-_MAGIC = b"SQLite format 3\0"
+_HEADER = 100  # bytes of the shortest SQLite database: its header
 MAKE_ONE = "run `ensq enqueue config.yaml` to make one"
 
 
@@ -107,19 +109,24 @@ def create_tables(connection: Connection) -> None:
 
 
 def _look_at_file(path: Path) -> Found:
-    """NOTHING, EMPTY, or ENSQ if it is an SQLite file that has to be looked into."""
+    """NOTHING, EMPTY, or ENSQ if it is a file that SQLite has to look into.
+
+    The file is never opened here: closing it would drop the locks that this process holds on it
+    through SQLite (POSIX locks belong to the process), and others would take it for closed.
+    """
     try:
-        with path.open("rb") as file:
-            start = file.read(len(_MAGIC))
+        found = path.stat()
     except FileNotFoundError:
         return Found.NOTHING
-    except IsADirectoryError:
-        raise DatabaseError(f"{path} is a folder; name the database file with --db") from None
     except OSError as error:
         raise DatabaseError(f"{path}: can't be read ({error.strerror})") from error
-    if not start:
+    if stat.S_ISDIR(found.st_mode):
+        raise DatabaseError(f"{path} is a folder; name the database file with --db")
+    if not os.access(path, os.R_OK):
+        raise DatabaseError(f"{path}: can't be read (permission denied)")
+    if found.st_size == 0:
         return Found.EMPTY
-    if start != _MAGIC:
+    if found.st_size < _HEADER:
         raise DatabaseError(f"{path} is not an SQLite database; name another file with --db")
     return Found.ENSQ
 

@@ -266,7 +266,8 @@ def _metadata(data: bytes, kind: str) -> dict[str, Any]:
 
 def _tensors(data: bytes) -> dict[str, NDArray[Any]]:
     try:
-        return dict(safetensors.numpy.load(data))
+        # Sorted, since the library's own order changes from call to call.
+        return dict(sorted(safetensors.numpy.load(data).items()))
     except (SafetensorError, ValueError, KeyError) as error:
         raise CheckpointError(f"not a readable safetensors file: {error}") from error
 

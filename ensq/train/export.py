@@ -7,6 +7,8 @@ module is refined to concrete shapes, compiled for this machine's CPU and run.
 
 from __future__ import annotations
 
+import functools
+import json
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +28,7 @@ from numpy.typing import NDArray
 from ensq import config as configuration
 from ensq.errors import ExportError
 from ensq.train.checkpoint import MemberResult
-from ensq.train.models import DataStatistics, EnergyModel, build_model
+from ensq.train.models import DataStatistics, EnergyModel, Frames, build_model
 from ensq.train.neighbours import build_neighbours
 
 ENTRY = "main"  # the exported module's function
@@ -38,10 +40,12 @@ NEIGHBOUR_ORDER = (1, 2)
 
 def model_of(result: MemberResult) -> EnergyModel:
     """The model of a trained member, reference energies included."""
-    config = configuration.loads(result.config)
-    statistics = result.statistics
+    return _model(result.config, result.statistics)
+
+
+def _model(config: str, statistics: dict[str, Any]) -> EnergyModel:
     return build_model(
-        config.model,
+        configuration.loads(config).model,
         DataStatistics(
             n_species=int(statistics["n_species"]),
             avg_num_neighbors=float(statistics["avg_num_neighbors"]),
@@ -49,6 +53,12 @@ def model_of(result: MemberResult) -> EnergyModel:
             energy_scale=float(statistics["energy_scale"]),
         ),
     )
+
+
+@functools.lru_cache(maxsize=2)
+def _compute(config: str, statistics: str) -> Any:
+    """Energies and forces by the trained model, compiled once for all members of an ensemble."""
+    return jax.jit(_model(config, json.loads(statistics)).energy_and_forces)
 
 
 def parameters_of(result: MemberResult) -> Any:
@@ -201,7 +211,10 @@ def _compile(module: str, shapes: list[tuple[int, ...]]) -> Any:
     refined = xla_extension.mlir.refine_polymorphic_shapes(
         mlir_module=bytecode, enable_shape_assertions=True, validate_static_shapes=True
     )
-    return get_backend("cpu").compile(refined, compile_options=xla_client.CompileOptions())
+    options = xla_client.CompileOptions()
+    # The module is run a few times only: a quick compile serves better than quick code.
+    options.executable_build_options.debug_options.xla_backend_optimization_level = 0
+    return get_backend("cpu").compile(refined, compile_options=options)
 
 
 def _symbol(operation: Any) -> str:
@@ -288,8 +301,6 @@ def reference(
     result: MemberResult, position: NDArray[Any], species: NDArray[Any], mask: NDArray[Any]
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Energies [T] and forces [T,N,3] of the trained member, by the model as it was trained."""
-    from ensq.train.models import Frames
-
     config = configuration.loads(result.config)
     layout = build_neighbours(position, mask, config.model.cutoff)
     frames = Frames(
@@ -300,5 +311,6 @@ def reference(
         rev=jnp.asarray(layout.reverse),
         nbr_mask=jnp.asarray(layout.mask, jnp.float32),
     )
-    energy, force = jax.jit(model_of(result).energy_and_forces)(parameters_of(result), frames)
+    compute = _compute(result.config, json.dumps(result.statistics, sort_keys=True))
+    energy, force = compute(parameters_of(result), frames)
     return np.asarray(energy, np.float64), np.asarray(force, np.float64)

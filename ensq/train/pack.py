@@ -96,6 +96,8 @@ class Program:
         self._init = jax.jit(partial(self.model.init, dtype=self.dtype))
         self._run: dict[int, Callable[..., Lanes]] = {}
         self._evaluate = jax.jit(jax.vmap(self._evaluate_member, in_axes=(0, None, None)))
+        self._evaluators: dict[int, Any] = {}  # compiled, by the number of members
+        self._warm: set[tuple[int, int]] = set()  # (stage, members) that are compiled
         self._keep_best = jax.jit(_keep_best)
         self._validation = _in_batches(dataset.validation, self.batch)
 
@@ -156,6 +158,26 @@ class Program:
         return float(rate(count))
 
     # -- training ------------------------------------------------------------------------------
+
+    def is_compiled(self, members: int, epoch: int) -> bool:
+        """Whether an epoch of a pack of this size runs without compiling first."""
+        return (self.stage_of(epoch), members) in self._warm
+
+    def compile(self, lanes: Lanes, epoch: int, batches: Batches) -> Lanes:
+        """Compile what an epoch needs, so that its time is that of the training alone.
+
+        The steps are compiled by running none of them, which leaves the state as it is.
+        """
+        members = int(lanes.alive.shape[0])
+        lanes = self.run_steps(lanes, epoch, batches, 0, 0)
+        self._evaluator(self.evaluated(lanes), members)
+        self._warm.add((self.stage_of(epoch), members))
+        return lanes
+
+    def _evaluator(self, params: Params, members: int) -> Any:
+        if members not in self._evaluators:
+            self._evaluators[members] = self._evaluate.lower(params, *self._validation).compile()
+        return self._evaluators[members]
 
     def run_steps(
         self, lanes: Lanes, epoch: int, batches: Batches, start: int, stop: int
@@ -239,8 +261,8 @@ class Program:
 
     def validate(self, params: Params) -> Validation:
         """Errors of every member over the whole validation set, in its fixed order."""
-        labelled, frames = self._validation
-        errors: losses.Errors = self._evaluate(params, labelled, frames)
+        members = int(jax.tree_util.tree_leaves(params)[0].shape[0])
+        errors: losses.Errors = self._evaluator(params, members)(params, *self._validation)
         return Validation(
             *(np.asarray(part, np.float64)[:, : self.dataset.n_validation] for part in errors)
         )

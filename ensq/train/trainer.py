@@ -124,8 +124,6 @@ class Pack:
 
     def run(self) -> bool:
         """Train to the end. Returns False if a stop ended it before."""
-        if self.place.epoch == 0 and self.place.step == 0:
-            self.control.send(protocol.Phase(text="compiling and first steps"))
         while self.place.epoch < self.config.epochs and self._active():
             if not self._train_epoch():
                 self.control.send(protocol.Stopped(checkpoints=self._checkpoint_all()))
@@ -154,8 +152,18 @@ class Pack:
                 return False
             if self.place.step == 0 and self.program.starts_stage(epoch):
                 self.lanes = self.program.begin_stage(self.lanes, epoch)
+            if not self.program.is_compiled(len(self.members), epoch):
+                self._compile(batches)
             self._run_some(batches)
         return True
+
+    def _compile(self, batches: Batches) -> None:
+        self.control.send(protocol.Phase(text="compiling"))
+        began = time.monotonic()
+        self.lanes = self.program.compile(self.lanes, self.place.epoch, batches)
+        jax.block_until_ready(self.lanes.alive)
+        seconds = time.monotonic() - began
+        self.control.send(protocol.Phase(text=f"compiled in {seconds:.1f} s"))
 
     def _run_some(self, batches: Batches) -> None:
         start = self.place.step

@@ -60,10 +60,11 @@ def child_environment(
     child.pop("ENSQ_PARENT_FD", None)
     child.setdefault("PYTHONUNBUFFERED", "1")  # the last lines before a crash are the ones we need
     child.setdefault("PYTHONFAULTHANDLER", "1")  # a segmentation fault leaves its stack in the log
+    flags = child.get("XLA_FLAGS", "")
+    if "xla_cpu_multi_thread_eigen" not in flags:
+        # On any number of cores, so that a pinned and an unpinned worker compute the same bits.
+        child["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
     if len(cores) == 1:
-        flags = child.get("XLA_FLAGS", "")
-        if "xla_cpu_multi_thread_eigen" not in flags:
-            child["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
             child.setdefault(name, "1")
     return child

@@ -45,9 +45,11 @@ class EnergyModel:
 
     def per_bead_energy(self, params: Params, frames: Frames) -> Array:
         """Energies [B, N], 0 on padding."""
+        real = frames.mask > 0
+        # padding may hold anything, NaN too, and 0 * NaN would reach the forces of real beads
+        frames = frames._replace(R=jnp.where(real[..., None], frames.R, 0.0))
         graph = padded_graph(frames, self.network.cutoff)
         energy = self._of_beads(params, graph).reshape(frames.mask.shape)
-        real = frames.mask > 0
         if self.priors is not None:
             energy = energy + self.priors.per_bead_energy(frames.R, real)
         return jnp.where(real, energy, 0.0)
@@ -79,6 +81,7 @@ class EnergyModel:
         of the priors is that of the valid beads in the order of their indices.
         """
         cutoff = self.network.cutoff
+        position = jnp.where(valid[:, None], position, 0.0)
         graph = sparse_graph(position, species, senders, receivers, valid, cutoff)
         energy = self._of_beads(params, graph)
         if self.priors is not None:

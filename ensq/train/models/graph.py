@@ -93,13 +93,13 @@ class SparseGraph:
 
 @jax.custom_vjp
 def edge_vectors(x: Array, nbr: Array, rev: Array, mask: Array) -> Array:
-    """Vectors [3, M, A] from each bead to its neighbours, 0 where ``mask`` [M, A] is 0.
+    """Vectors [3, M, A] from each bead to its neighbours, 0 where ``mask`` [M, A] is False.
 
     ``x`` [3, A]; ``nbr``, ``rev`` [M, A]: the neighbour among the A beads, and the reverse edge
     among the M * A places. Linear in x, and the transpose of ``bead_sums``: each is the other's
     derivative, so that derivatives of any order are gathers.
     """
-    return (jnp.take(x, nbr, axis=1, mode="clip") - x[:, None, :]) * mask
+    return jnp.where(mask, jnp.take(x, nbr, axis=1, mode="clip") - x[:, None, :], 0.0)
 
 
 @jax.custom_vjp
@@ -108,9 +108,8 @@ def bead_sums(g: Array, nbr: Array, rev: Array, mask: Array) -> Array:
 
     Every edge that ends at a bead is the reverse of one that starts there, so this is a gather.
     """
-    g = g * mask
-    back = jnp.take(g.reshape(3, -1), rev, axis=1, mode="clip") * mask
-    return jnp.sum(back - g, axis=1)
+    back = jnp.take(g.reshape(3, -1), rev, axis=1, mode="clip")
+    return jnp.sum(jnp.where(mask, back - g, 0.0), axis=1)
 
 
 def _vectors_forward(
@@ -159,7 +158,7 @@ def padded_graph(frames: Frames, cutoff: float) -> PaddedGraph:
     rev = place.reshape(every, width).T
     mask = frames.nbr_mask.reshape(every, width).T.astype(bool)
     x = frames.R.reshape(every, 3).T
-    vectors = edge_vectors(x, nbr, rev, mask.astype(x.dtype))
+    vectors = edge_vectors(x, nbr, rev, mask)
     vectors, used = _usable(vectors, mask, cutoff)
     species = frames.species.reshape(every)
     return PaddedGraph(vectors, used, species, jnp.take(species, nbr, mode="clip"))

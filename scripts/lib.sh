@@ -1,0 +1,121 @@
+# Sourced by the scripts beside it: the virtual environment .venv of this checkout, with what a
+# lock file names and ensq itself. Sets ROOT (the checkout) and, after `environment`, PYTHON.
+# shellcheck shell=bash
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+VENV=$ROOT/.venv
+ME=$(basename "$0")
+
+# Modules and packages of other installations must not be found before those of .venv.
+unset PYTHONPATH PYTHONHOME PIP_TARGET PIP_PREFIX PIP_ROOT
+export PYTHONNOUSERSITE=1 PIP_USER=0 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
+
+say() { printf '%s\n' "$*"; }
+die() {
+    printf '%s: %s\n' "$ME" "$*" >&2
+    exit 2
+}
+seconds() { date +%s; }
+
+fits() { # whether a command is Python 3.11 or 3.12
+    "$@" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' \
+        >/dev/null 2>&1
+}
+
+find_python() { # prints the first Python that fits
+    local candidate
+    if [[ -n ${ENSQ_PYTHON:-} ]]; then
+        fits "$ENSQ_PYTHON" || die "ENSQ_PYTHON=$ENSQ_PYTHON is not a Python 3.11 or 3.12"
+        printf '%s\n' "$ENSQ_PYTHON"
+        return
+    fi
+    for candidate in python3.11 python3.12 python3 python; do
+        if fits "$candidate"; then
+            command -v "$candidate"
+            return
+        fi
+    done
+    die "no Python 3.11 or 3.12 found (python3 is $(python3 --version 2>&1 || true)).
+Install one (Debian 12, Ubuntu 24.04: apt install python3 python3-venv), or set ENSQ_PYTHON to its path."
+}
+
+make_venv() {
+    local base
+    base=$(find_python)
+    if [[ -e $VENV ]]; then
+        [[ -f $VENV/pyvenv.cfg || -f $VENV/.ensq-making ]] ||
+            die "$VENV is there but is no virtual environment: move it away"
+        rm -rf "$VENV"
+    fi
+    say "making .venv with $("$base" --version 2>&1) ($base)"
+    mkdir "$VENV"
+    : >"$VENV/.ensq-making"
+    "$base" -m venv "$VENV" ||
+        die "$base can't make a virtual environment (Debian, Ubuntu: apt install python3-venv)"
+    rm -f "$VENV/.ensq-making"
+}
+
+digest() { # SHA-256 of files together with the place of the checkout
+    "$PYTHON" -c 'import hashlib, sys
+data = [sys.argv[1].encode(), *(open(name, "rb").read() for name in sys.argv[2:])]
+print(hashlib.sha256(b"\0".join(data)).hexdigest())' "$ROOT" "$@"
+}
+
+# pip's output goes to a log; what a person sees is how far it is.
+pip_install() { # log, number of packages or 0, then pip's arguments
+    local log=$1 total=$2 n=0 line
+    shift 2
+    if PYTHONUNBUFFERED=1 "$PYTHON" -m pip install --progress-bar off --no-deps "$@" 2>&1 |
+        while IFS= read -r line; do
+            printf '%s\n' "$line" >&3
+            case $line in
+            Collecting*)
+                n=$((n + 1))
+                ((n % 20)) || say "  $n of $total packages fetched"
+                ;;
+            "Installing collected packages"*) ((total == 0)) || say "  unpacking" ;;
+            esac
+        done 3>"$log"; then
+        return
+    fi
+    grep -E '^ERROR' "$log" >&2 || tail -n 5 "$log" >&2
+    die "the installation failed; all of pip's output is in $log. Run $ME again to go on."
+}
+
+install_lock() { # lock file
+    local lock=$1 total
+    total=$(grep -cE '^[A-Za-z0-9]' "$ROOT/$lock")
+    say "installing $total packages from $lock (downloads about 200 MB, once)"
+    # Wheels only: nothing is built, no code of a package runs. Byte code comes at the first import.
+    pip_install "$VENV/install.log" "$total" --no-compile --require-hashes --only-binary :all: \
+        -r "$ROOT/$lock"
+}
+
+# environment LOCK: .venv with the packages of the lock file and ensq, reused if it fits.
+environment() {
+    local lock=$1 want package began
+    local stamp=$VENV/.ensq-$lock package_stamp=$VENV/.ensq-package
+    began=$(seconds)
+    PYTHON=$VENV/bin/python
+    if [[ -f $VENV/.ensq-making ]] || ! fits "$PYTHON"; then
+        make_venv
+    fi
+    want=$(digest "$ROOT/$lock")
+    package=$(digest "$ROOT/pyproject.toml" "$ROOT/ensq/__init__.py")
+    if [[ $(cat "$stamp" 2>/dev/null) != "$want" ]]; then
+        # Written anew only at the end, so that an interrupted installation is done again.
+        rm -f "$VENV"/.ensq-*
+        install_lock "$lock"
+        if [[ $lock == requirements-dev.lock ]]; then # holds all that requirements.lock holds
+            digest "$ROOT/requirements.lock" >"$VENV/.ensq-requirements.lock"
+        fi
+        printf '%s\n' "$want" >"$stamp"
+    fi
+    if [[ $(cat "$package_stamp" 2>/dev/null) != "$package" ]]; then
+        pip_install "$VENV/install-ensq.log" 0 --no-build-isolation --no-index --editable "$ROOT"
+        printf '%s\n' "$package" >"$package_stamp"
+        say "environment ready in .venv ($(($(seconds) - began)) s)"
+    else
+        say "environment: .venv is up to date ($lock)"
+    fi
+}
