@@ -55,10 +55,10 @@ make_venv() {
     rm -f "$VENV/.ensq-making"
 }
 
-digest() { # SHA-256 of files together with the place of the checkout
+digest() { # SHA-256 of files
     "$PYTHON" -c 'import hashlib, sys
-data = [sys.argv[1].encode(), *(open(name, "rb").read() for name in sys.argv[2:])]
-print(hashlib.sha256(b"\0".join(data)).hexdigest())' "$ROOT" "$@"
+data = [open(name, "rb").read() for name in sys.argv[1:]]
+print(hashlib.sha256(b"\0".join(data)).hexdigest())' "$@"
 }
 
 # pip's output goes to a log; what a person sees is how far it is.
@@ -97,7 +97,9 @@ environment() {
     local stamp=$VENV/.ensq-$lock package_stamp=$VENV/.ensq-package
     began=$(seconds)
     PYTHON=$VENV/bin/python
-    if [[ -f $VENV/.ensq-making ]] || ! fits "$PYTHON"; then
+    # A .venv that was moved with its checkout has old paths inside.
+    if [[ -f $VENV/.ensq-making ]] || ! fits "$PYTHON" ||
+        ! grep -qsF "$VENV" "$VENV/bin/activate"; then
         make_venv
     fi
     want=$(digest "$ROOT/$lock")

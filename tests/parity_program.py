@@ -1,6 +1,6 @@
-"""Trains by chemtrain's ForceMatching and by ensq on the same batches; prints both losses as JSON.
+"""Trains by chemtrain's ForceMatching and by ensq on the same batches; writes both losses as JSON.
 
-Run as ``python parity_program.py PRECISION SYMMETRY FOLDER``. chemtrain shuffles by itself, so its
+Run as ``python parity_program.py FOLDER``. chemtrain shuffles by itself, so its
 trainer is told our batches: its own ``_update`` then predicts, computes its own default loss (its
 plain ``mse_loss``; no bead is padding here), differentiates, and steps the optimiser.
 """
@@ -23,7 +23,7 @@ from ensq.train.models import Frames
 from ensq.train.pack import Program, batches_of_epoch, stack
 
 EPOCHS, BATCH = 3, 10  # 30 frames: no batch needs filling
-LAYOUT = ("species", "mask", "nbr", "rev", "nbr_mask")
+LAYOUT = ("species", "mask", "rev", "nbr_mask")
 
 
 def prepared(folder: Path, precision: str, max_ell: str) -> Program:
@@ -54,24 +54,19 @@ def chemtrains(program: Program, folder: Path, optimizer: Any) -> Any:
     from chemtrain.trainers import ForceMatching
 
     def energy_fn_template(params: Any) -> Any:
-        def energy_fn(R: Any, neighbor: Any = None, **frame: Any) -> Any:
+        def energy_fn(R: Any, neighbor: Any, **frame: Any) -> Any:
             layout = {key: frame[key][None] for key in LAYOUT}
-            return program.model.per_bead_energy(params, Frames(R=R[None], **layout)).sum()
+            frames = Frames(R=R[None], nbr=neighbor[None], **layout)
+            return program.model.per_bead_energy(params, frames).sum()
 
         return energy_fn
-
-    class NoNeighbours:
-        """Stands for jax_md's list: ours comes with each frame."""
-
-        def update(self, *_args: Any, **_frame: Any) -> NoNeighbours:
-            return self
 
     gammas = program.config.training.gammas
     return ForceMatching(
         program.new_member(7).params,
         optimizer,
         energy_fn_template,
-        NoNeighbours(),
+        None,  # no neighbour list to update: each frame brings its own, under "neighbor"
         gammas={"F": gammas.F, "U": gammas.U},
         batch_per_device=BATCH,
         log_file=str(folder / "chemtrain.log"),
@@ -82,6 +77,7 @@ def chemtrains(program: Program, folder: Path, optimizer: Any) -> Any:
 def losses_of_chemtrain(program: Program, trainer: Any) -> list[float]:
     training = program.dataset.training
     whole = {**training.frames._asdict(), "F": training.F, "U": training.U}
+    whole["neighbor"] = whole.pop("nbr")
     for epoch in range(EPOCHS):
         for index in batches_of_epoch(30, BATCH, 0, epoch).index:
             trainer._update({key: value[index] for key, value in whole.items()})
@@ -89,23 +85,31 @@ def losses_of_chemtrain(program: Program, trainer: Any) -> list[float]:
     return [float(loss) for loss in trainer.train_batch_losses]
 
 
-def main() -> None:
-    precision, max_ell, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+def compare(folder: Path, precision: str, max_ell: str, *, control: bool) -> dict[str, Any]:
+    """Losses of all batches by both trainers in one precision."""
     environment.set_precision(precision)
     program = prepared(folder, precision, max_ell)
     steps = EPOCHS * program.steps_per_epoch
     [stage], config = program.config.training.stages, program.config.optimizer
-    same = optimizers.build(config, stage, steps)
-    # Another step-size schedule: the negative control.
-    other = optimizers.build(config, stage, 2 * steps)
-    trainer = chemtrains(program, folder, same)
+    trainer = chemtrains(program, folder, optimizers.build(config, stage, steps))
     told = {
         "ensq": losses_of_ensq(program),
         "chemtrain": losses_of_chemtrain(program, trainer),
-        "other": losses_of_chemtrain(program, chemtrains(program, folder, other)),
         "dtypes": [str(leaf.dtype) for leaf in jax.tree.leaves(trainer.params)],
     }
-    print(json.dumps(told), file=sys.__stdout__)
+    if control:  # a cosine twice as long
+        other = chemtrains(program, folder, optimizers.build(config, stage, 2 * steps))
+        told["other"] = losses_of_chemtrain(program, other)
+    return told
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    told = {
+        "float64": compare(folder, "float64", "1", control=True),
+        "float32": compare(folder, "float32", "0", control=False),
+    }
+    (folder / "losses.json").write_text(json.dumps(told))
 
 
 if __name__ == "__main__":

@@ -15,19 +15,20 @@ import pytest
 HERE = Path(__file__).resolve().parent
 
 
-def losses(folder: Path, precision: str) -> dict[str, Any]:
-    """Both trainers' batch losses over three epochs, from a process in that precision."""
+@pytest.fixture(scope="module")
+def losses(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Both trainers' batch losses over three epochs, from a process of their own, since the
+    precision of JAX is one for the process."""
+    folder = tmp_path_factory.mktemp("parity")
     done = subprocess.run(
-        [sys.executable, str(HERE / "parity_program.py"), precision, "1", str(folder)],
+        [sys.executable, str(HERE / "parity_program.py"), str(folder)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)])},
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    assert set(told["dtypes"]) == {precision}
-    assert len(told["ensq"]) == len(told["chemtrain"]) == len(told["other"]) == 9
+    told: dict[str, Any] = json.loads((folder / "losses.json").read_text())
     return told
 
 
@@ -36,15 +37,20 @@ def difference(one: list[float], two: list[float]) -> float:
     return float(np.max(np.abs(np.divide(one, two) - 1)))
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("float64", 1e-10), ("float32", 1e-4)])
+@pytest.mark.parametrize(("precision", "tolerance"), [("float64", 1e-12), ("float32", 1e-5)])
 def test_every_batch_has_the_loss_that_chemtrains_trainer_finds(
-    tmp_path: Path, precision: str, tolerance: float
+    losses: dict[str, Any], precision: str, tolerance: float
 ) -> None:
-    told = losses(tmp_path, precision)
+    told = losses[precision]
+    assert set(told["dtypes"]) == {precision}
+    assert len(told["ensq"]) == len(told["chemtrain"]) == 9
     found = difference(told["ensq"], told["chemtrain"])
     print(f"{precision}: largest relative difference {found:.1e}")
     assert found < tolerance
-    assert told["ensq"][-1] < 0.9 * told["ensq"][0]  # something was learned
-    # Another learning rate is seen, though its first loss must agree.
-    assert difference(told["other"][:1], told["chemtrain"][:1]) < tolerance
+    assert np.mean(told["ensq"][-3:]) < 0.9 * np.mean(told["ensq"][:3])  # something was learned
+
+
+def test_another_learning_rate_would_be_seen(losses: dict[str, Any]) -> None:
+    told = losses["float64"]
+    assert difference(told["other"][:1], told["chemtrain"][:1]) < 1e-12  # before the first step
     assert difference(told["other"], told["chemtrain"]) > 1e-3

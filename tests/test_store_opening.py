@@ -284,6 +284,27 @@ def test_database_that_is_locked_for_too_long_is_named(tmp_path: Path) -> None:
     other.close()
 
 
+@pytest.mark.parametrize("opens_the_file", [False, True])
+def test_looking_at_a_database_keeps_the_locks_of_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opens_the_file: bool
+) -> None:
+    """The control opens and closes the file: that alone drops the locks of the whole process."""
+    monkeypatch.setattr(engine_module, "journal_for", lambda path: "delete")
+    path = made(tmp_path / "q.db")
+    begin = (
+        "import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=0).execute('BEGIN IMMEDIATE')"
+    )
+    with Store.open(path) as store, store._database.write():
+        if opens_the_file:
+            path.read_bytes()
+        else:
+            Store.open(path).close()
+            Store.open(path, read_only=True).close()
+            assert check(path) == []
+        other = subprocess.run([sys.executable, "-c", begin, str(path)], capture_output=True)
+    assert (b"database is locked" in other.stderr) is not opens_the_file
+
+
 @pytest.mark.parametrize(("patience", "arrives"), [(10.0, True), (0.05, False)])
 def test_commit_that_finds_readers_is_repeated_and_the_body_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: float, arrives: bool

@@ -22,6 +22,7 @@ from chemtrain.deploy._protobuf import model_pb2
 from jax._src.interpreters import mlir as jax_mlir
 from jax._src.lib import xla_client, xla_extension
 from jax._src.lib.mlir import ir
+from google.protobuf.message import DecodeError
 from jax.extend.backend import get_backend
 from numpy.typing import NDArray
 
@@ -140,25 +141,33 @@ class LoadedModel:
         proto = model_pb2.Model()
         try:
             proto.ParseFromString(data)
-        except Exception as error:
+        except DecodeError as error:
             raise ExportError(f"not a model file of chemtrain-deploy: {error}") from error
+        if not proto.mlir_module:
+            raise ExportError("not a model file of chemtrain-deploy: it holds no module")
         self.cutoff = float(proto.neighbor_list.cutoff)
         self.neighbour_order = tuple(proto.neighbor_list.nbr_order)
         self.unit_style = str(proto.unit_style)
         self._module = str(proto.mlir_module)
         self._compiled: dict[tuple[int, int], Any] = {}
 
-    def energy_and_forces(self, system: System, *, newton: bool) -> tuple[float, NDArray[Any]]:
-        """Energy and forces [n,3] of one system of local beads."""
+    def energy_and_forces(
+        self, system: System, *, newton: bool, n_local: int | None = None
+    ) -> tuple[float, NDArray[Any]]:
+        """Energy and forces [n,3] of one system of local beads.
+
+        With ``n_local``, what comes after that many beads is padding.
+        """
         n = len(system.species)
-        senders, receivers = self._edges(system.position, half=not newton)
+        local = n if n_local is None else n_local
+        senders, receivers = self._edges(system.position[:local], half=not newton)
         slots = max(8, n * (n - 1))
         edge = np.full((2, slots), n, np.int32)
         edge[0, : len(senders)], edge[1, : len(receivers)] = senders, receivers
         arguments = (
             system.position.astype(np.float32),
             system.species.astype(np.int32),
-            np.int32(n),
+            np.int32(local),
             np.int32(0),
             np.bool_(newton),
             edge[0],

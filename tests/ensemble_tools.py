@@ -1,0 +1,132 @@
+"""Ensembles for tests of the last steps: trained for real through the command line, or with losses
+of the test's own choice."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from store_tools import LEASE, register
+from train_tools import SETTINGS, write_tiny
+
+from ensq import config as configuration
+from ensq.enqueue import check, enqueue
+from ensq.jobs import Claim, Ensemble, EpochRecord, Result
+from ensq.rundir import RESULT_NAME, RunDir
+from ensq.store import Store
+
+ENSEMBLE = """
+model_context: tiny
+ensemble: {enabled: true, n_models: N, base_seed: 42, save_all_models: true}
+"""
+
+
+def write_config(folder: Path, n_models: int = 2, extra: str = "") -> Path:
+    """A configuration file with its data beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tiny(folder / "tiny.npz")
+    path = folder / "tiny.yaml"
+    path.write_text(SETTINGS + ENSEMBLE.replace("N", str(n_models)) + extra)
+    return path
+
+
+def ensq(*arguments: Any, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a person would."""
+    return subprocess.run(
+        [sys.executable, "-m", "ensq.cli", *map(str, arguments)],
+        cwd=cwd,
+        env={**clean_environment(), **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def clean_environment() -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if not key.startswith("ENSQ_")}
+
+
+def with_losses(folder: Path, losses: Sequence[float | None]) -> tuple[Store, Ensemble]:
+    """An ensemble whose members have these validation losses; None leaves a member queued."""
+    from ensq.train import checkpoint
+
+    path = write_config(folder, len(losses))
+    checked = check(path, ["training.gammas.U=0"])
+    store = Store.open(folder / "ensq.db", create=True)
+    ensemble = enqueue(store, checked).ensemble
+    register(store, "w")
+    run = RunDir(store.root / ensemble.run_path)
+    for job in store.claim("w", limit=len(losses), lease_seconds=LEASE):
+        loss = losses[job.index]
+        claim = Claim(job_id=job.id, attempt=job.attempt, owner="w")
+        if loss is None:
+            store.release([claim])
+            continue
+        for epoch in range(1, job.epochs + 1):
+            store.record_epoch(
+                claim,
+                EpochRecord(
+                    epoch=epoch,
+                    train_loss=loss,
+                    val_loss=loss,
+                    val_rmse_force=loss**0.5,
+                    val_rmse_energy=None,
+                    learning_rate=1e-3,
+                    seconds=1.0,
+                ),
+                best_epoch=1,
+                best_loss=loss,
+                checkpoint=None,
+                lease_seconds=LEASE,
+            )
+        file = run.attempt(job.seed, job.attempt) / RESULT_NAME
+        digest = checkpoint.write_result(file, _result(checked, job.seed, loss))
+        store.finish(
+            claim,
+            Result(
+                best_epoch=1, best_loss=loss, final_loss=loss, path=run.relative(file), digest=digest
+            ),
+        )
+    return store, ensemble
+
+
+def _result(checked: Any, seed: int, loss: float) -> Any:
+    """A result of untrained parameters whose errors per frame give this loss."""
+    from ensq.train import checkpoint
+    from ensq.train.dataset import prepare
+    from ensq.train.pack import Program, lane, stack
+
+    dataset = prepare(checked.data_path, checked.data_digest, checked.config, lambda text: None)
+    program = Program(checked.config, dataset)
+    components = dataset.validation_components
+    return checkpoint.MemberResult(
+        params=lane(stack([program.new_member(seed).params]), 0),
+        seed=seed,
+        best_epoch=1,
+        best_loss=loss,
+        final_loss=loss,
+        force_errors=loss * components.astype(np.float64),
+        energy_errors=np.zeros(len(components)),
+        components=components,
+        beads=dataset.validation_beads,
+        validation_index=dataset.validation_index,
+        history=np.ones((checked.config.epochs, len(checkpoint.HISTORY_COLUMNS))),
+        statistics={
+            "n_species": dataset.statistics.n_species,
+            "avg_num_neighbors": dataset.statistics.avg_num_neighbors,
+            "energy_scale": dataset.statistics.energy_scale,
+            "energy_shift": [float(value) for value in dataset.statistics.energy_shift],
+        },
+        species_names=dataset.species_names,
+        config=configuration.dumps(checked.config),
+        identity=checkpoint.Identity(
+            configuration.digest(checked.config), checked.data_digest
+        ),
+        versions={},
+    )

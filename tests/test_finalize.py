@@ -1,0 +1,197 @@
+"""Statistics, choice of the best, metadata, and files that are replaced all at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ensemble_tools import with_losses
+
+from ensq import publish as publishing
+from ensq import selection
+from ensq.errors import EnsqError, MismatchError
+from ensq.finalize import METADATA, finalize
+from ensq.jobs import Ensemble
+from ensq.store import Store
+
+PLAN = (3.45, 3.21, 3.67, 3.12, 3.89)  # the plan's example, base_seed 42
+PLAN_KEYS = (
+    "n_models base_seed seeds validation_losses mean_loss std_loss variance_loss best_model_index "
+    "best_model_seed best_model_loss training_config"
+).split()
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Ensemble]:
+    return with_losses(tmp_path_factory.mktemp("plan"), PLAN)
+
+
+@pytest.fixture(scope="module")
+def exported(plan: tuple[Store, Ensemble], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    store, ensemble = plan
+    return finalize(store, ensemble, export_dir=tmp_path_factory.mktemp("out") / "exported")
+
+
+def test_statistics_are_the_populations() -> None:
+    found = selection.ensemble_statistics(PLAN)
+    mean = sum(PLAN) / 5
+    variance = sum((loss - mean) ** 2 for loss in PLAN) / 5
+    assert found.mean == pytest.approx(mean, rel=1e-15)
+    assert found.variance == pytest.approx(variance, rel=1e-12)
+    assert found.std == pytest.approx(variance**0.5, rel=1e-12)
+    assert found.best == 3
+
+
+def test_first_of_equal_losses_is_the_best() -> None:
+    assert selection.ensemble_statistics([2.0, 1.0, 1.0]).best == 1
+
+
+@pytest.mark.parametrize("losses", [[], [1.0, float("nan")], [float("inf")]])
+def test_statistics_of_nothing_or_of_nan_are_refused(losses: list[float]) -> None:
+    with pytest.raises(ValueError, match="no losses|not finite"):
+        selection.ensemble_statistics(losses)
+
+
+def test_standard_error_is_that_of_a_mean() -> None:
+    values = np.random.default_rng(1).normal(size=400)
+    means = np.random.default_rng(2).choice(values, (4000, 400)).mean(axis=1)
+    assert selection.standard_error(values) == pytest.approx(means.std(), rel=0.05)
+    assert selection.standard_error(values[:1]) is None
+
+
+def test_metadata_has_the_plans_keys_and_values(exported: Any) -> None:
+    found = json.loads((exported.folder / METADATA).read_text())
+    assert set(PLAN_KEYS) <= set(found)
+    assert found["n_models"] == 5
+    assert found["seeds"] == [42, 43, 44, 45, 46]
+    assert found["validation_losses"] == pytest.approx(list(PLAN), rel=1e-12)
+    assert (found["best_model_index"], found["best_model_seed"]) == (3, 45)
+    assert found["best_model_loss"] == pytest.approx(3.12, rel=1e-12)
+    assert found["std_loss"] == pytest.approx(np.std(PLAN), rel=1e-12)
+    assert found["ddof"] == 0
+    assert found["training_config"]["ensemble"]["n_models"] == 5
+
+
+def test_exported_files_are_those_of_the_plan(exported: Any) -> None:
+    stems = ["tiny_best", *(f"tiny_ensemble_{index}" for index in range(5))]
+    endings = (".mlir", "_params.pkl", ".safetensors")
+    wanted = {METADATA, *(stem + ending for stem in stems for ending in endings)}
+    assert set(os.listdir(exported.folder)) == wanted
+    best = (exported.folder / "tiny_best.mlir").read_bytes()
+    assert best == (exported.folder / "tiny_ensemble_3.mlir").read_bytes()
+    assert best != (exported.folder / "tiny_ensemble_2.mlir").read_bytes()
+
+
+def test_pickle_and_safetensors_hold_the_same_parameters(exported: Any) -> None:
+    from ensq.train.checkpoint import read_result
+
+    # The test reads the pickle as people's scripts do; ensq never does.
+    pickled = pickle.loads((exported.folder / "tiny_best_params.pkl").read_bytes())
+    stored = read_result((exported.folder / "tiny_best.safetensors").read_bytes()).params
+    import jax
+
+    same = jax.tree_util.tree_map(np.array_equal, pickled, stored)
+    assert all(jax.tree_util.tree_leaves(same))
+
+
+def test_finalize_twice_writes_the_same_bytes(exported: Any, plan: Any) -> None:
+    before = {path.name: path.read_bytes() for path in exported.folder.iterdir()}
+    finalize(*plan, export_dir=exported.folder)
+    assert {path.name: path.read_bytes() for path in exported.folder.iterdir()} == before
+
+
+def test_incomplete_ensemble_is_refused_unless_allowed(tmp_path: Path) -> None:
+    store, ensemble = with_losses(tmp_path, [2.0, None])
+    with pytest.raises(EnsqError, match="1 of 2 members .* seed 43 queued.*--allow-missing"):
+        finalize(store, ensemble)
+    done = finalize(store, ensemble, allow_missing=True)
+    assert [member.seed for member in done.members] == [42]
+    assert done.metadata["missing_members"][0]["seed"] == 43
+
+
+def test_ensemble_without_a_trained_member_is_refused_even_then(tmp_path: Path) -> None:
+    with pytest.raises(EnsqError, match="no member of 'tiny' is done"):
+        finalize(*with_losses(tmp_path, [None]), allow_missing=True)
+
+
+def test_damaged_result_is_refused_and_nothing_is_exported(tmp_path: Path) -> None:
+    store, ensemble = with_losses(tmp_path, [2.0])
+    (path,) = tmp_path.glob("runs/tiny/seed-42/attempt-1/result.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(EnsqError, match="damaged"):
+        finalize(store, ensemble)
+    assert not (tmp_path / "runs/tiny/exported_models").exists()
+
+
+def test_changed_data_are_refused(tmp_path: Path) -> None:
+    store, ensemble = with_losses(tmp_path, [2.0])
+    with (tmp_path / "tiny.npz").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(MismatchError, match="the data have changed"):
+        finalize(store, ensemble)
+
+
+def test_folder_of_another_ensemble_is_refused(exported: Any, tmp_path: Path) -> None:
+    store, ensemble = with_losses(tmp_path, [2.0])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / METADATA).write_text('{"ensemble": "another"}')
+    with pytest.raises(MismatchError, match="'another'; give another --export-dir"):
+        finalize(store, ensemble, export_dir=tmp_path / "out")
+
+
+def test_peoples_own_files_stay_and_old_exports_go(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    publishing.publish(folder, {"a.mlir": b"1", "b.mlir": b"1"}, ())
+    (folder / "notes.txt").write_text("mine")
+    (folder / "plots").mkdir()
+    (folder / "plots" / "p.png").write_bytes(b"png")
+    publishing.publish(folder, {"a.mlir": b"2"}, {"a.mlir", "b.mlir"})
+    assert sorted(os.listdir(folder)) == ["a.mlir", "notes.txt", "plots"]
+    assert (folder / "a.mlir").read_bytes() == b"2"
+    assert (folder / "plots" / "p.png").read_bytes() == b"png"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("write", [0, 1, 2])
+def test_failure_at_any_write_leaves_the_old_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: int
+) -> None:
+    folder = tmp_path / "out"
+    old = {"a": b"old", "b": b"old", "c": b"old"}
+    publishing.publish(folder, old, ())
+    done = 0
+
+    def failing(path: Path, data: bytes) -> str:
+        nonlocal done
+        if done == write:
+            raise OSError(28, "No space left on device")
+        done += 1
+        return publishing_write(path, data)
+
+    publishing_write = publishing.write_atomic
+    monkeypatch.setattr(publishing, "write_atomic", failing)
+    with pytest.raises(EnsqError, match="No space left on device"):
+        publishing.publish(folder, dict.fromkeys(old, b"new"), old)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == old
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_folders_change_places_in_one_step_and_without_the_system_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    publishing.exchange(tmp_path / "one", tmp_path / "two")
+    assert os.listdir(tmp_path / "one") == ["two"]
+    monkeypatch.setattr(publishing.ctypes, "CDLL", lambda *a, **k: object())
+    publishing.exchange(tmp_path / "one", tmp_path / "two")
+    assert os.listdir(tmp_path / "one") == ["one"]
+    assert sorted(os.listdir(tmp_path)) == ["one", "two"]
