@@ -3,9 +3,12 @@ of the test's own choice."""
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from store_tools import LEASE, register
 from train_tools import SETTINGS, write_tiny
 
 from ensq import config as configuration
+from ensq.data import digest
 from ensq.enqueue import check, enqueue
 from ensq.jobs import Claim, Ensemble, EpochRecord, Result
 from ensq.rundir import RESULT_NAME, RunDir
@@ -49,7 +53,17 @@ def ensq(*arguments: Any, cwd: Path, **environment: str) -> subprocess.Completed
 
 
 def clean_environment() -> dict[str, str]:
-    return {key: value for key, value in os.environ.items() if not key.startswith("ENSQ_")}
+    """This process's environment without settings of ensq; all runs share compiled programs."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("ENSQ_")}
+    kept.setdefault("JAX_COMPILATION_CACHE_DIR", _shared_cache())
+    return kept
+
+
+@functools.cache
+def _shared_cache() -> str:
+    folder = tempfile.TemporaryDirectory(prefix="ensq-test-cache-")
+    atexit.register(folder.cleanup)
+    return folder.name
 
 
 def with_losses(folder: Path, losses: Sequence[float | None]) -> tuple[Store, Ensemble]:
@@ -96,14 +110,26 @@ def with_losses(folder: Path, losses: Sequence[float | None]) -> tuple[Store, En
     return store, ensemble
 
 
+@functools.cache
+def _program(config: str, content: bytes) -> Any:
+    """One program for each configuration and data, since each compiles anew."""
+    from ensq.train.dataset import prepare
+    from ensq.train.pack import Program
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "data.npz"
+        path.write_bytes(content)
+        made = configuration.loads(config)
+        return Program(made, prepare(path, digest(path), made, lambda text: None))
+
+
 def _result(checked: Any, seed: int, loss: float) -> Any:
     """A result of untrained parameters whose errors per frame give this loss."""
     from ensq.train import checkpoint
-    from ensq.train.dataset import prepare
-    from ensq.train.pack import Program, lane, stack
+    from ensq.train.pack import lane, stack
 
-    dataset = prepare(checked.data_path, checked.data_digest, checked.config, lambda text: None)
-    program = Program(checked.config, dataset)
+    program = _program(configuration.dumps(checked.config), checked.data_path.read_bytes())
+    dataset = program.dataset
     components = dataset.validation_components
     return checkpoint.MemberResult(
         params=lane(stack([program.new_member(seed).params]), 0),

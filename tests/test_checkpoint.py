@@ -16,13 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from train_tools import settings, task, train_command, write_tiny
+from train_tools import Listener, settings, task, train_command, write_tiny
 
 from ensq.config import RunConfig
 from ensq.errors import CheckpointError
 from ensq.rundir import sha256, sha256_file
 from ensq.train import checkpoint
 from ensq.train.checkpoint import Identity, Record
+from ensq.train.child import EXIT_ORPHANED
+from ensq.train.trainer import Trainer
 from ensq.worker import protocol
 
 IDENTITY = Identity("c" * 64, "d" * 64)
@@ -237,24 +239,15 @@ class Uninterrupted:
 
     def _with_changed_data(self, process: Child) -> list[Any]:
         """The same order after the data file has changed, and the file put back."""
-        command, whole = self.command(task(self.folder, 1, attempt=9)), self.data.read_bytes()
+        whole = self.data.read_bytes()
+        self.config = settings("data.seed=5")  # so that nothing prepared before is used again
+        command = self.command(task(self.folder, 1, attempt=9))
         arrays = dict(np.load(self.data))
         arrays["F"][0, 0, 0] += 1
         np.savez(self.data, **arrays)
-        changed = train_command(self.folder, self.data, self.config)
-        assert changed.data_digest != command.data_digest
-        # Another key, so that nothing prepared before is used again.
-        other = settings("data.seed=5")
-        events = process.train(
-            train_command(self.folder, self.data, other, task(self.folder, 1, attempt=9)).__class__(
-                members=command.members,
-                config=train_command(self.folder, self.data, other).config,
-                run_folder=command.run_folder,
-                data_path=command.data_path,
-                data_digest=command.data_digest,
-            )
-        )
+        events = process.train(command)
         self.data.write_bytes(whole)
+        self.config = settings()
         return events
 
     def result(self, seed: int, attempt: int) -> checkpoint.MemberResult:
@@ -277,6 +270,13 @@ class Uninterrupted:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Uninterrupted:
     return Uninterrupted(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def fresh(run: Uninterrupted) -> Iterator[Child]:
+    """A process that has not trained yet when the module's first resume comes."""
+    with child(run.folder) as process:
+        yield process
 
 
 def test_the_child_reports_files_with_their_digests_and_keeps_three_checkpoints(
@@ -304,14 +304,22 @@ def test_data_changed_since_enqueue_fail_the_member_as_a_mismatch(run: Uninterru
     assert not (run.folder / "seed-1" / "attempt-9").exists()
 
 
-def test_stopped_inside_an_epoch_and_resumed_elsewhere_equals_no_stop(run: Uninterrupted) -> None:
-    members = [task(run.folder, seed, attempt=2) for seed in (1, 2)]
+def stopped_inside_an_epoch(run: Uninterrupted) -> tuple[Child, protocol.Stopped]:
+    """A process that heard a stop while it was busy with its first step, and its answer."""
     with child(run.folder) as process:
-        process.send(run.command(*members))
-        process.until(lambda event: isinstance(event, protocol.StepDone))
+        process.send(run.command(*(task(run.folder, seed, attempt=2) for seed in (1, 2))))
+        process.until(lambda event: "first steps" in getattr(event, "text", ""))
+        time.sleep(0.3)  # its first step is traced and compiled now, which takes longer
         process.send(protocol.Stop(reason="test"))
         process.until(lambda event: isinstance(event, protocol.TrainEnded))
-        [stopped] = of(process.seen, protocol.Stopped)
+    [stopped] = of(process.seen, protocol.Stopped)
+    return process, stopped
+
+
+def test_stopped_inside_an_epoch_and_resumed_elsewhere_equals_no_stop(
+    run: Uninterrupted, fresh: Child
+) -> None:
+    process, stopped = stopped_inside_an_epoch(run)
     assert set(stopped.checkpoints) == {"1", "2"}
     place = {(w.epoch, w.step) for w in stopped.checkpoints.values()}
     assert len(place) == 1
@@ -319,12 +327,9 @@ def test_stopped_inside_an_epoch_and_resumed_elsewhere_equals_no_stop(run: Unint
     [(epoch, step)] = place
     assert epoch == len(told) < 3
     assert step > 0, "the stop fell between two epochs"
-    with child(run.folder) as process:
-        events = process.train(
-            run.command(
-                *(task(run.folder, seed, 3, [stopped.checkpoints[str(seed)]]) for seed in (1, 2))
-            )
-        )
+    sources = stopped.checkpoints
+    members = [task(run.folder, seed, 3, [sources[str(seed)]]) for seed in (1, 2)]
+    events = fresh.train(run.command(*members))
     assert [(r.epoch, r.step, r.rejected) for r in of(events, protocol.Resumed)] == (
         2 * [(epoch, step, ())]
     )
@@ -333,16 +338,15 @@ def test_stopped_inside_an_epoch_and_resumed_elsewhere_equals_no_stop(run: Unint
     assert sorted(epochs) == [1, 1, 2, 2, 3, 3]
     run.assert_equal(1, 3)
     run.assert_equal(2, 3)
-    with pytest.raises(AssertionError):  # the comparison does tell seeds apart
-        run.results[2], kept = run.results[1], run.results[2]
-        try:
-            run.assert_equal(2, 3)
-        finally:
-            run.results[2] = kept
+    swapped = run.results[1], run.results[2]
+    run.results[2], run.results[1] = swapped
+    with pytest.raises(AssertionError):  # the comparison does tell two seeds apart
+        run.assert_equal(2, 3)
+    run.results[1], run.results[2] = swapped
 
 
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_to_the_same_bits(
-    run: Uninterrupted,
+    run: Uninterrupted, fresh: Child
 ) -> None:
     def checkpoints(seed: int) -> list[protocol.Written]:
         epochs = of(run.events, protocol.EpochDone)
@@ -357,44 +361,46 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_to_the_sam
         copy.write_bytes(data)
         newest = protocol.Written(path=str(copy), digest=second.digest, epoch=2, step=0)
         members.append(task(run.folder, seed, 4, [newest, first]))
-    with child(run.folder) as process:
-        events = process.train(run.command(*members))
-        resumed = of(events, protocol.Resumed)
-        assert [(one.epoch, one.step) for one in resumed] == [(1, 0), (1, 0)]
-        assert all("damaged" in one.rejected[0] for one in resumed)
-        run.assert_equal(1, 4)
-        run.assert_equal(2, 4)
-        # With nothing that verifies it starts anew, and says so.
-        nothing = [
-            protocol.MemberTask(
-                job_id=m.job_id, seed=m.seed, attempt=5, resume=m.resume[:1],
-                folder=str(Path(m.folder).with_name("attempt-5")),
-            )
-            for m in members
-        ]  # fmt: skip
-        events = process.train(run.command(*nothing))
-        assert [(r.epoch, len(r.rejected)) for r in of(events, protocol.Resumed)] == 2 * [(0, 1)]
-        run.assert_equal(1, 5)
-        # And the end of the input ends the process at once, even in the middle of a training.
-        process.send(run.command(*(task(run.folder, seed, 6) for seed in (1, 2))))
-        assert process.process.stdin is not None
-        process.process.stdin.close()
-        started = time.monotonic()
-        assert process.process.wait(10) == 3
-        assert time.monotonic() - started < 5
-        assert not list((run.folder / "seed-1").glob("attempt-6/result*"))
+    events = fresh.train(run.command(*members))
+    resumed = of(events, protocol.Resumed)
+    assert [(one.epoch, one.step) for one in resumed] == [(1, 0), (1, 0)]
+    assert all("damaged" in one.rejected[0] for one in resumed)
+    run.assert_equal(1, 4)
+    run.assert_equal(2, 4)
+
+
+def test_with_no_checkpoint_that_verifies_a_member_starts_anew_and_says_so(
+    run: Uninterrupted, fresh: Child
+) -> None:
+    path = run.folder / "torn.safetensors"
+    path.write_bytes(b"torn")
+    torn = protocol.Written(path=str(path), digest="0" * 64, epoch=2, step=0)
+    events = fresh.train(run.command(*(task(run.folder, seed, 5, [torn]) for seed in (1, 2))))
+    assert [(r.epoch, len(r.rejected)) for r in of(events, protocol.Resumed)] == 2 * [(0, 1)]
+    run.assert_equal(1, 5)
+    run.assert_equal(2, 5)
+
+
+def test_the_end_of_the_input_ends_the_child_at_once_in_the_middle_of_its_work(
+    run: Uninterrupted, fresh: Child
+) -> None:
+    long = settings("training.stages=[{optimizer: adam, epochs: 1000000}]")
+    fresh.send(train_command(run.folder, run.data, long, task(run.folder, 1, 6)))
+    fresh.until(lambda event: isinstance(event, protocol.StepDone))
+    assert fresh.process.stdin is not None
+    fresh.process.stdin.close()
+    started = time.monotonic()
+    fresh.events.read()  # a full pipe would hold it up
+    assert fresh.process.wait(10) == EXIT_ORPHANED
+    assert time.monotonic() - started < 5
+    assert not list((run.folder / "seed-1").glob("attempt-6/result*"))
 
 
 def test_every_second_epoch_and_the_last_have_a_checkpoint_with_checkpoint_freq_2(
     program: Any, tmp_path: Path
 ) -> None:
-    from train_tools import Listener
-
-    from ensq.train.trainer import Trainer
-
     listener = Listener()
     made = settings("training.checkpoint_freq=2")
     Trainer(program, made, "d").train([task(tmp_path, 1), task(tmp_path, 2)], listener)
-    kept = [epoch.checkpoint for epoch in listener.epochs(1)]
-    assert kept[0] is None
-    assert [(w.epoch, w.step) for w in kept[1:] if w] == [(2, 0)] + [(3, 0)] * (kept[2] is not None)
+    places = [w and (w.epoch, w.step) for w in (e.checkpoint for e in listener.epochs(1))]
+    assert places == [None, (2, 0), (3, 0)]

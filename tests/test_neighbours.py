@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from ensq.train import neighbours
 from ensq.train.neighbours import build_neighbours
 
@@ -32,9 +33,7 @@ def test_rows_hold_exactly_the_pairs_within_the_cutoff():
     positions, mask = random_frames()
     found = build_neighbours(positions, mask, 1.5)
     for t in range(len(positions)):
-        pairs = [
-            (i, int(found.index[t, i, m])) for i, m in np.argwhere(found.mask[t]).tolist()
-        ]
+        pairs = [(i, int(found.index[t, i, m])) for i, m in np.argwhere(found.mask[t]).tolist()]
         assert len(pairs) == len(set(pairs))
         assert set(pairs) == expected_pairs(positions[t], mask[t], 1.5)
 

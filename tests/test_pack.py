@@ -14,6 +14,7 @@ from train_tools import Listener, settings, task
 
 from ensq.rundir import checkpoint_name
 from ensq.train import checkpoint, statistics
+from ensq.train import trainer as trainer_module
 from ensq.train.dataset import Dataset
 from ensq.train.pack import Lanes, Program, batches_of_epoch, lane, stack
 from ensq.train.trainer import Trainer
@@ -220,6 +221,35 @@ def test_a_stage_with_the_same_optimiser_as_before_restarts_too(program: Program
     assert [program.starts_stage(epoch) for epoch in range(3)] == [True, False, True]
     begun = program.begin_stage(run(program, new_pack(program, *SEEDS), 0), 0)
     assert all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(begun.optimizer))
+
+
+@pytest.mark.parametrize("steps", range(1, 12))
+def test_a_stop_after_any_step_and_a_resume_change_no_bit(
+    program: Program,
+    trained: Trained,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: int,
+) -> None:
+    monkeypatch.setattr(trainer_module, "SECONDS_PER_CALL", 0)  # one step for each call
+    stopped, resumed = Listener(stop_after=steps), Listener()
+    trainer = Trainer(program, settings(), DATA_DIGEST)
+    trainer.train([task(tmp_path, seed) for seed in SEEDS], stopped)
+    [answer] = stopped.of(protocol.Stopped)
+    assert stopped.of(protocol.MemberDone) == []
+    written = {seed: answer.checkpoints[str(seed)] for seed in SEEDS}
+    assert {(w.epoch, w.step) for w in written.values()} == {divmod(steps, 4)}
+    tasks = [task(tmp_path, seed, 2, [written[seed]]) for seed in SEEDS]
+    Trainer(program, settings(), DATA_DIGEST).train(tasks, resumed)
+    for done in resumed.of(protocol.MemberDone):
+        found = checkpoint.read_result(Path(done.path).read_bytes())
+        expected = trained[2][done.job_id]
+        assert identical(found.params, expected.params)
+        assert identical(found.history[:, :5], expected.history[:, :5])
+        assert identical(found.force_errors, expected.force_errors)
+        assert found.best_loss == expected.best_loss
+        assert found.best_epoch == expected.best_epoch
+    assert len(resumed.of(protocol.MemberDone)) == 2
 
 
 def resume_from(

@@ -41,9 +41,9 @@ def use_compile_cache(folder: Path) -> None:
     """Keep compiled programs on disk, apart for each kind of processor.
 
     Programs for a CPU hold its instructions, so that machines which share a folder but not a
-    processor model must not share them.
+    processor model must not share them. A folder that the user set in the environment stays.
     """
-    folder = folder / _processor()
+    folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or folder) / _processor()
     folder.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

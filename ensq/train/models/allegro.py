@@ -1,4 +1,6 @@
-"""A strictly local equivariant network after Allegro (Musaelian et al., Nat. Commun. 14, 579 (2023)).
+"""A strictly local equivariant network after Allegro.
+
+Musaelian et al., Nat. Commun. 14, 579 (2023).
 
 Each directed edge carries scalars x (the latent) and equivariant features V. A layer sums the
 edges of a bead to an environment, multiplies V by it, and lets the new scalars update x; the
@@ -37,7 +39,6 @@ SILU_GAIN = 1.6768  # 1 / rms of silu of a normal variable: keeps the variance t
 START_READOUT = 0.1  # the readout's first weights: forces begin well below one energy scale
 SCALAR: Irrep = (0, 1)
 VECTOR: Irrep = (1, 1)  # where no parity is kept
-
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,7 @@ class Allegro:
         def mlp(fan_in: int, out: int) -> Params:
             sizes = [fan_in] + [hidden] * cfg.mlp_n_layers + [out]
             gains = [1.0] + [SILU_GAIN] * cfg.mlp_n_layers
-            return {
-                f"w{i}": weight(sizes[i + 1], sizes[i], gain) for i, gain in enumerate(gains)
-            }
+            return {f"w{i}": weight(sizes[i + 1], sizes[i], gain) for i, gain in enumerate(gains)}
 
         params: Params = {
             "embed": mlp(cfg.n_radial_basis, hidden),
@@ -152,9 +151,7 @@ class Allegro:
             update = _mlp(own["latent"], jnp.concatenate([x, *flat], axis=0))
             x = (x + update) * math.sqrt(0.5)
             if layer + 1 < cfg.num_layers:
-                features = {
-                    out: _mix(own[_mix_name(out)], parts) for out, parts in made.items()
-                }
+                features = {out: _mix(own[_mix_name(out)], parts) for out, parts in made.items()}
         energies = _mlp(params["readout"], x)[0] * weight
         return graph.collect(energies)
 

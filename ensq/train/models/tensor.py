@@ -85,12 +85,15 @@ def _harmonic_factor(ell: int) -> float:
 
 
 def _product_at_pole(ell: int) -> list[float]:
-    lower = [1.0] if ell == 1 else [c * _harmonic_factor(ell - 1) for c in _product_at_pole(ell - 1)]
+    lower = (
+        [1.0] if ell == 1 else [c * _harmonic_factor(ell - 1) for c in _product_at_pole(ell - 1)]
+    )
     first = (0.0, math.sqrt(3.0), 0.0)
     if ell == 1:
         return list(first)
     return [
-        sum(c * first[m1] * lower[m2] for m1, m2, c in terms) for terms in couplings(1, ell - 1, ell)
+        sum(c * first[m1] * lower[m2] for m1, m2, c in terms)
+        for terms in couplings(1, ell - 1, ell)
     ]
 
 
