@@ -1,4 +1,4 @@
-"""Replace the files of an export folder all at once: a crash leaves the old ones or the new ones."""
+"""Replace the files of an export folder all at once: a crash leaves the old or the new ones."""
 
 from __future__ import annotations
 
@@ -69,9 +69,7 @@ def exchange(one: Path, two: Path) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     renameat2 = getattr(libc, "renameat2", None)
     if renameat2 is not None:
-        done = renameat2(
-            _AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(two), _RENAME_EXCHANGE
-        )
+        done = renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(two), _RENAME_EXCHANGE)
         if done == 0:
             return
         code = ctypes.get_errno()

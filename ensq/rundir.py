@@ -1,11 +1,11 @@
 """Every file name of a run, and the only ways in which ensq writes files.
 
-    runs/<name>/config.yaml
-    runs/<name>/seed-<seed>/attempt-<n>/epoch-000012-step-000000.safetensors
-    runs/<name>/seed-<seed>/attempt-<n>/result.safetensors
-    runs/<name>/logs/<worker>.log
-    runs/<name>/compile-cache/
-    runs/<name>/exported_models/
+runs/<name>/config.yaml
+runs/<name>/seed-<seed>/attempt-<n>/epoch-000012-step-000000.safetensors
+runs/<name>/seed-<seed>/attempt-<n>/result.safetensors
+runs/<name>/logs/<worker>.log
+runs/<name>/compile-cache/
+runs/<name>/exported_models/
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def write_atomic(path: Path, data: bytes) -> str:
             # mkstemp makes private files; results are meant to be readable like any other.
             os.fchmod(file.fileno(), 0o666 & ~_umask())
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        Path(beside).replace(path)
     except BaseException:
         Path(beside).unlink(missing_ok=True)
         raise

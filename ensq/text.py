@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = ()) -> list[str]:
-    """Lines of a table, columns as wide as their widest cell; those in ``left`` are left-aligned."""
+def table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = ()
+) -> list[str]:
+    """Lines of a table, columns as wide as their widest cell; ``left`` ones are left-aligned."""
     everything = [head, *rows]
     widths = [max(len(row[column]) for row in everything) for column in range(len(head))]
     lines = []
@@ -27,6 +29,4 @@ def ranges(numbers: Sequence[int]) -> str:
             runs[-1].append(number)
         else:
             runs.append([number])
-    return ", ".join(
-        str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs
-    )
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

@@ -104,7 +104,11 @@ def with_losses(folder: Path, losses: Sequence[float | None]) -> tuple[Store, En
         store.finish(
             claim,
             Result(
-                best_epoch=1, best_loss=loss, final_loss=loss, path=run.relative(file), digest=digest
+                best_epoch=1,
+                best_loss=loss,
+                final_loss=loss,
+                path=run.relative(file),
+                digest=digest,
             ),
         )
     return store, ensemble
@@ -151,8 +155,6 @@ def _result(checked: Any, seed: int, loss: float) -> Any:
         },
         species_names=dataset.species_names,
         config=configuration.dumps(checked.config),
-        identity=checkpoint.Identity(
-            configuration.digest(checked.config), checked.data_digest
-        ),
+        identity=checkpoint.Identity(configuration.digest(checked.config), checked.data_digest),
         versions={},
     )

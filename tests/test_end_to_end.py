@@ -198,7 +198,9 @@ def test_killed_worker_is_replaced_and_the_results_are_those_of_an_undisturbed_r
     assert done.returncode == 0, done.stderr
     disturbed = json.loads(done.stdout)["validation_losses"]
 
-    calm = ensq("run", "tiny.yaml", *longer, "--db", "calm.db", "--name", "calm", "--json", cwd=tmp_path)
+    calm = ensq(
+        "run", "tiny.yaml", *longer, "--db", "calm.db", "--name", "calm", "--json", cwd=tmp_path
+    )
     assert calm.returncode == 0, calm.stderr
     assert json.loads(calm.stdout)["validation_losses"] == disturbed, "not the same bits"
 

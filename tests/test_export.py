@@ -55,7 +55,7 @@ def test_energy_that_is_off_by_a_constant_is_refused(trained: Any) -> None:
     result, frames, content = trained
     shifted = [value + 0.5 for value in result.statistics["energy_shift"]]
     other = {**result.statistics, "energy_shift": shifted}
-    with pytest.raises(ExportError, match="difference .* in energies"):
+    with pytest.raises(ExportError, match=r"difference .* in energies"):
         compare(content, dataclasses.replace(result, statistics=other), frames)
 
 
@@ -82,7 +82,7 @@ def test_file_that_is_no_model_is_an_error(trained: Any, content: bytes) -> None
 
 def test_padding_slots_of_the_engine_change_nothing(trained: Any) -> None:
     """Engines hand over arrays with spare atoms at the end, full of rubbish."""
-    result, frames, content = trained
+    _, frames, content = trained
     loaded = export.LoadedModel(content)
     real = frames.mask[0]
     system = export.System(frames.R[0][real], frames.species[0][real])

@@ -20,10 +20,19 @@ from ensq.jobs import Ensemble
 from ensq.store import Store
 
 PLAN = (3.45, 3.21, 3.67, 3.12, 3.89)  # the plan's example, base_seed 42
-PLAN_KEYS = (
-    "n_models base_seed seeds validation_losses mean_loss std_loss variance_loss best_model_index "
-    "best_model_seed best_model_loss training_config"
-).split()
+PLAN_KEYS = [
+    "n_models",
+    "base_seed",
+    "seeds",
+    "validation_losses",
+    "mean_loss",
+    "std_loss",
+    "variance_loss",
+    "best_model_index",
+    "best_model_seed",
+    "best_model_loss",
+    "training_config",
+]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +62,7 @@ def test_first_of_equal_losses_is_the_best() -> None:
 
 @pytest.mark.parametrize("losses", [[], [1.0, float("nan")], [float("inf")]])
 def test_statistics_of_nothing_or_of_nan_are_refused(losses: list[float]) -> None:
-    with pytest.raises(ValueError, match="no losses|not finite"):
+    with pytest.raises(ValueError, match=r"no losses|not finite"):
         selection.ensemble_statistics(losses)
 
 
@@ -107,7 +116,7 @@ def test_finalize_twice_writes_the_same_bytes(exported: Any, plan: Any) -> None:
 
 def test_incomplete_ensemble_is_refused_unless_allowed(tmp_path: Path) -> None:
     store, ensemble = with_losses(tmp_path, [2.0, None])
-    with pytest.raises(EnsqError, match="1 of 2 members .* seed 43 queued.*--allow-missing"):
+    with pytest.raises(EnsqError, match=r"1 of 2 members .* seed 43 queued.*--allow-missing"):
         finalize(store, ensemble)
     done = finalize(store, ensemble, allow_missing=True)
     assert [member.seed for member in done.members] == [42]

@@ -84,9 +84,7 @@ def lines(done: Finalized) -> list[str]:
         units.append(f"forces in {energy}/Angstrom per component")
     if gammas.U:
         units.append(f"energies in {energy}")
-    text.append(
-        f"validation over {done.metadata['validation_frames']} frames; {', '.join(units)};"
-    )
+    text.append(f"validation over {done.metadata['validation_frames']} frames; {', '.join(units)};")
     text.append("s.e. over frames taken as independent; all losses of the exported parameters")
     if done.missing:
         seeds = ", ".join(f"{job.seed} ({job.state})" for job in done.missing)

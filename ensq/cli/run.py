@@ -99,7 +99,9 @@ def _train(
     count = workers or number_of_workers(len(left), pack=pack)
     folder = RunDir(store.root / ensemble.run_path)
     noun = "worker" if count == 1 else "workers"
-    click.echo(f"training with {count} local {noun}; their logs are in {folder.path}/logs", err=json_)
+    click.echo(
+        f"training with {count} local {noun}; their logs are in {folder.path}/logs", err=json_
+    )
     display = Display(sys.stderr if json_ else sys.stdout)
     command = [sys.executable, "-m", "ensq.cli", "worker", "--drain", "--name", ensemble.name]
     # The database goes by the environment: a password must not stand in the process list.
@@ -121,9 +123,7 @@ def _absolute(url: str) -> str:
     return url if "://" in url else str(Path(url).absolute())
 
 
-def _say_trained(
-    store: Store, ensemble: Ensemble, code: int, seconds: float, json_: bool
-) -> None:
+def _say_trained(store: Store, ensemble: Ensemble, code: int, seconds: float, json_: bool) -> None:
     from ensq.errors import EXIT_INTERRUPTED
     from ensq.progress import duration
 

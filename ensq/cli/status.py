@@ -60,8 +60,8 @@ class _View:
         return [*lines, f"next: {next_step(self.ensemble, self.jobs, hint)}"]
 
     def _row(self, job: Job) -> tuple[str, ...]:
-        from ensq.progress import duration, loss, time_left
         from ensq.jobs import State
+        from ensq.progress import duration, loss, time_left
 
         left = time_left(job)
         worker = self._worker(job)

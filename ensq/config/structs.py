@@ -38,7 +38,7 @@ def finite(**values: float | None) -> None:
             raise ValueError(f"{key} must be a finite number, not {value}")
 
 
-class EnsembleConfig(Strict):
+class EnsembleConfig(Strict, frozen=True):
     """Whether, and over which seeds, an ensemble is trained."""
 
     enabled: bool = False
@@ -47,7 +47,7 @@ class EnsembleConfig(Strict):
     save_all_models: bool = False
 
 
-class SplitConfig(Strict):
+class SplitConfig(Strict, frozen=True):
     """How frames are split: shuffled frames, whole trajectories, or the end of each trajectory."""
 
     by: Literal["frame", "replica", "tail"] = "frame"
@@ -60,13 +60,13 @@ class SplitConfig(Strict):
             raise ValueError(f"`validation` has a meaning only with by: replica, not by: {self.by}")
 
 
-class UnitsConfig(Strict):
+class UnitsConfig(Strict, frozen=True):
     """Units of the data; forces are energy per Angstrom."""
 
     energy: Literal["kcal/mol", "eV"] = "kcal/mol"
 
 
-class DataConfig(Strict):
+class DataConfig(Strict, frozen=True):
     """The data set and how its frames are chosen."""
 
     path: str
@@ -76,7 +76,7 @@ class DataConfig(Strict):
     units: UnitsConfig = UnitsConfig()
 
 
-class AllegroConfig(Strict):
+class AllegroConfig(Strict, frozen=True):
     """The Allegro network (Musaelian et al., Nat. Commun. 14, 579 (2023))."""
 
     max_ell: Annotated[int, Meta(ge=0, le=3)] = 1
@@ -99,7 +99,7 @@ class AllegroConfig(Strict):
             )
 
 
-class PriorWeights(Strict):
+class PriorWeights(Strict, frozen=True):
     """Factors of the terms of the prior."""
 
     bond: float = 0.5
@@ -112,7 +112,7 @@ class PriorWeights(Strict):
         finite(**{key: getattr(self, key) for key in self.__struct_fields__})
 
 
-class PriorsConfig(Strict):
+class PriorsConfig(Strict, frozen=True):
     """Terms over a linear chain of beads; a term whose parameters are absent is absent.
 
     bond 1/2 kr (r - r0)^2; angle sum_n a_n cos(n theta) + b_n sin(n theta);
@@ -144,7 +144,7 @@ class PriorsConfig(Strict):
                 finite(**{key: value})
 
 
-class ModelConfig(Strict):
+class ModelConfig(Strict, frozen=True):
     """The potential: a network, plus priors if wanted."""
 
     cutoff: Positive
@@ -157,14 +157,14 @@ class ModelConfig(Strict):
         finite(cutoff=self.cutoff)
 
 
-class StageConfig(Strict):
+class StageConfig(Strict, frozen=True):
     """Epochs with one optimiser; the next stage goes on from this one's last parameters."""
 
     optimizer: OptimizerName
     epochs: PositiveInt
 
 
-class GammasConfig(Strict):
+class GammasConfig(Strict, frozen=True):
     """Weights of the parts of the loss: F mean squared error per force component over real
     beads, U mean squared error of the total energy per frame. 0 leaves a part out."""
 
@@ -177,7 +177,7 @@ class GammasConfig(Strict):
             raise ValueError("gammas: F and U are both 0, so there is nothing to train on")
 
 
-class TrainingConfig(Strict):
+class TrainingConfig(Strict, frozen=True):
     """How a member is trained."""
 
     stages: Annotated[tuple[StageConfig, ...], Meta(min_length=1)]
@@ -190,7 +190,7 @@ class TrainingConfig(Strict):
     export_path: str | None = None  # null: exported_models in the run folder
 
 
-class OptimizerSettings(Strict):
+class OptimizerSettings(Strict, frozen=True):
     """One optimiser: linear warm-up from lr to peak_lr over warmup_steps gradient steps, then a
     cosine to end_lr that is reached total_steps after the stage's start (null: at its end)."""
 
@@ -212,7 +212,7 @@ class OptimizerSettings(Strict):
             raise ValueError("total_steps must be larger than warmup_steps, which it includes")
 
 
-class OptimizerConfig(Strict):
+class OptimizerConfig(Strict, frozen=True):
     """Gradient clipping (per member, by global norm; null: none) and the optimisers' settings."""
 
     grad_clip: Positive | None = 1.0
@@ -226,7 +226,7 @@ class OptimizerConfig(Strict):
     fromage: OptimizerSettings = OptimizerSettings()
 
 
-class RunConfig(Strict):
+class RunConfig(Strict, frozen=True):
     """One run: everything that decides what is trained."""
 
     data: DataConfig

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, exc
@@ -186,7 +186,7 @@ def connect_read_only(target: Target, timeout: float) -> sqlite3.Connection:
         connection.close()
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         log = f"{target.path}-wal"
-        if code not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY) or os.path.exists(log):
+        if code not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY) or Path(log).exists():
             raise
     except BaseException:
         connection.close()

@@ -18,7 +18,7 @@ def boot_id() -> str:
     """The id of this boot and of this namespace of process ids; '' where it can't be read."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+        return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return ""
 

@@ -146,7 +146,14 @@ class MemberResult:
     versions: dict[str, str]
 
 
-_RESULT_ARRAYS = ("force_errors", "energy_errors", "components", "beads", "validation_index", "history")
+_RESULT_ARRAYS = (
+    "force_errors",
+    "energy_errors",
+    "components",
+    "beads",
+    "validation_index",
+    "history",
+)
 
 
 def write_result(path: Path, result: MemberResult) -> str:
@@ -236,9 +243,7 @@ def _nest(tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
 # -- files -------------------------------------------------------------------------------------
 
 
-def _bytes(
-    tensors: dict[str, NDArray[Any]], meta: dict[str, Any], identity: Identity
-) -> bytes:
+def _bytes(tensors: dict[str, NDArray[Any]], meta: dict[str, Any], identity: Identity) -> bytes:
     full = {
         "format": FORMAT,
         "ensq": __version__,

@@ -1,4 +1,4 @@
-"""Data of a run as arrays for the device: frames with their neighbour layout, labels, statistics."""
+"""Data of a run as arrays for the device: frames, neighbour layout, labels, statistics."""
 
 from __future__ import annotations
 

@@ -19,10 +19,10 @@ import jax_md_mod  # noqa: F401  (chemtrain and jax_md need it imported before t
 import numpy as np
 from chemtrain.deploy import exporter, graphs
 from chemtrain.deploy._protobuf import model_pb2
-from jax._src.interpreters import mlir as jax_mlir
-from jax._src.lib import xla_client, xla_extension
-from jax._src.lib.mlir import ir
 from google.protobuf.message import DecodeError
+from jax._src.interpreters import mlir as jax_mlir
+from jax._src.lib import xla_client, xla_extension  # type: ignore[attr-defined]
+from jax._src.lib.mlir import ir  # type: ignore[attr-defined]
 from jax.extend.backend import get_backend
 from numpy.typing import NDArray
 
@@ -67,16 +67,16 @@ def parameters_of(result: MemberResult) -> Any:
     return jax.tree_util.tree_map(lambda leaf: jnp.asarray(leaf, jnp.float32), result.params)
 
 
-class _Exporter(exporter.Exporter):  # type: ignore[misc]
+class _Exporter(exporter.Exporter):
     """chemtrain's exporter over a trained model."""
 
     graph_type = graphs.SimpleSparseNeighborList
-    nbr_order = list(NEIGHBOUR_ORDER)
 
     def __init__(self, model: EnergyModel, params: Any, cutoff: float, unit_style: str) -> None:
         self.model, self.params = model, params
         self.r_cutoff, self.unit_style = cutoff, unit_style
         self._valid: jax.Array | None = None
+        self.nbr_order = list(NEIGHBOUR_ORDER)
         # chemtrain keeps these on the class, where a second export would find the first one's.
         self._symbols: list[str] = []
         self._constraints: list[str] = []

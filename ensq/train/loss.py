@@ -1,9 +1,10 @@
-"""The loss of force matching: one definition, used in training, validation and the exporter's check.
+"""The loss of force matching, in its one definition:
 
-    loss = gamma_F * mean over real components (F - F_ref)^2 + gamma_U * mean over frames (U - U_ref)^2
+    loss = gamma_F * mean over real components (F - F_ref)^2
+         + gamma_U * mean over frames (U - U_ref)^2
 
-The parts are put together by chemtrain's ``force_matching.init_loss_fn``; its own mean would run over
-padded beads too, so the masked errors here take its place.
+The parts are put together by chemtrain's ``force_matching.init_loss_fn``; its own mean would run
+over padded beads too, so the masked errors here take its place.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ def masked_energy_error(predicted: jax.Array, target: jax.Array, weights: jax.Ar
     return jnp.sum(weights * (predicted - target) ** 2) / jnp.maximum(jnp.sum(weights), 1)
 
 
-def init_loss(gammas: GammasConfig) -> Callable[[dict[str, jax.Array], dict[str, jax.Array]], jax.Array]:
+def init_loss(
+    gammas: GammasConfig,
+) -> Callable[[dict[str, jax.Array], dict[str, jax.Array]], jax.Array]:
     """The loss of a batch: ``loss(predictions, targets)``.
 
     Predictions hold ``F`` [B,N,3] and ``U`` [B]; targets the same and the weights ``F_weight``

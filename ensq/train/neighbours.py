@@ -23,7 +23,7 @@ class Neighbours(NamedTuple):
     An empty place points to its own bead and to itself, so that every index is a valid one.
     """
 
-    index: npt.NDArray[np.int32]
+    index: npt.NDArray[np.int32]  # type: ignore[assignment]  # not tuple.index
     reverse: npt.NDArray[np.int32]
     mask: npt.NDArray[np.bool_]
 

@@ -42,7 +42,7 @@ class Lanes(NamedTuple):
 class Batches(NamedTuple):
     """The order of one epoch: the same for every member."""
 
-    index: NDArray[np.int32]  # [S, B] training frames
+    index: NDArray[np.int32]  # type: ignore[assignment]  # [S, B] training frames; not tuple.index
     weight: NDArray[np.float32]  # [S, B], 0 for places that fill the last batch
 
     @property
@@ -179,9 +179,7 @@ class Program:
             self._evaluators[members] = self._evaluate.lower(params, *self._validation).compile()
         return self._evaluators[members]
 
-    def run_steps(
-        self, lanes: Lanes, epoch: int, batches: Batches, start: int, stop: int
-    ) -> Lanes:
+    def run_steps(self, lanes: Lanes, epoch: int, batches: Batches, start: int, stop: int) -> Lanes:
         """Train steps ``start`` to ``stop`` - 1 of an epoch, without a round trip in between.
 
         How an epoch is cut into calls does not change its result: the bounds are traced, so that
@@ -234,9 +232,7 @@ class Program:
             params=params, optimizer=state, average=average, steps=member.steps + 1
         )
         kept = jax.tree_util.tree_map(lambda new, old: jnp.where(alive, new, old), moved, member)
-        return kept._replace(
-            alive=alive, batch_losses=member.batch_losses.at[step].set(loss)
-        )
+        return kept._replace(alive=alive, batch_losses=member.batch_losses.at[step].set(loss))
 
     def batch_loss(self, params: Params, batch: Labelled, weight: jax.Array) -> jax.Array:
         """The loss of one member on one batch; ``weight`` [B] is 0 for frames that fill up."""

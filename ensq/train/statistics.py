@@ -36,7 +36,9 @@ def scores(
     """
     mse_force = float(force.sum() / components.sum())
     mse_energy = float(np.mean(energy**2))
-    loss = (gammas.F * mse_force if gammas.F else 0.0) + (gammas.U * mse_energy if gammas.U else 0.0)
+    loss = (gammas.F * mse_force if gammas.F else 0.0) + (
+        gammas.U * mse_energy if gammas.U else 0.0
+    )
     return Scores(
         loss=loss,
         rmse_force=float(np.sqrt(mse_force)) if gammas.F else None,

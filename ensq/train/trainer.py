@@ -79,7 +79,7 @@ class Trainer:
 
     def _restore(self, task: MemberTask, control: Control) -> Restored:
         """The newest checkpoint that verifies, else a new member."""
-        rejected = []
+        rejected: list[str] = []
         for source in task.resume:
             try:
                 data = checkpoint.read_verified(Path(source.path), source.digest)
@@ -101,7 +101,7 @@ class Trainer:
         return max(1, min(left, self._steps_per_call))
 
     def ran(self, steps: int, seconds: float) -> None:
-        """Adapt the length of a call, so that a stop never waits long; results don't depend on it."""
+        """Adapt the length of a call, so that a stop never waits long; no result depends on it."""
         wanted = steps * SECONDS_PER_CALL / max(seconds, 1e-6)
         self._steps_per_call = max(1, int(min(wanted, 4 * self._steps_per_call)))
 

@@ -32,7 +32,7 @@ class MemberTask(msgspec.Struct, frozen=True, kw_only=True):
     resume: tuple[ResumeFrom, ...] = ()  # newest first; the first that verifies is used
 
 
-class Train(Message):
+class Train(Message, frozen=True):
     """Train these members as one pack."""
 
     members: tuple[MemberTask, ...]
@@ -42,19 +42,19 @@ class Train(Message):
     data_digest: str
 
 
-class Stop(Message):
+class Stop(Message, frozen=True):
     """Finish the step, write a checkpoint, say ``Stopped``."""
 
     reason: str
 
 
-class Drop(Message):
+class Drop(Message, frozen=True):
     """The lease of these members is lost: write nothing more for them."""
 
     job_ids: tuple[int, ...]
 
 
-class Quit(Message):
+class Quit(Message, frozen=True):
     """No more work: end."""
 
 
@@ -87,7 +87,7 @@ class MemberEpoch(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint: Written | None
 
 
-class Ready(Message):
+class Ready(Message, frozen=True):
     """The child has imported JAX and waits for commands."""
 
     pid: int
@@ -95,13 +95,13 @@ class Ready(Message):
     versions: dict[str, str]
 
 
-class Phase(Message):
+class Phase(Message, frozen=True):
     """What happens now: loading data, neighbour lists, compiling …"""
 
     text: str
 
 
-class Resumed(Message):
+class Resumed(Message, frozen=True):
     """Where the members go on. ``rejected`` names checkpoints that did not verify."""
 
     epoch: int
@@ -109,7 +109,7 @@ class Resumed(Message):
     rejected: tuple[str, ...] = ()
 
 
-class StepDone(Message):
+class StepDone(Message, frozen=True):
     """A sign of life inside an epoch."""
 
     epoch: int  # the epoch under way, from 1
@@ -117,13 +117,13 @@ class StepDone(Message):
     steps: int
 
 
-class EpochDone(Message):
+class EpochDone(Message, frozen=True):
     """An epoch of the pack; recorded in one transaction."""
 
     members: tuple[MemberEpoch, ...]
 
 
-class MemberDone(Message):
+class MemberDone(Message, frozen=True):
     """A member is trained; its result file is on disk."""
 
     job_id: int
@@ -134,7 +134,7 @@ class MemberDone(Message):
     digest: str
 
 
-class MemberFailed(Message):
+class MemberFailed(Message, frozen=True):
     """A member can't go on; the others of its pack do."""
 
     job_id: int
@@ -142,13 +142,13 @@ class MemberFailed(Message):
     message: str
 
 
-class Stopped(Message):
+class Stopped(Message, frozen=True):
     """Answer to ``Stop``: the checkpoints written (none if nothing new was to be saved)."""
 
     checkpoints: dict[str, Written]  # by job id
 
 
-class TrainEnded(Message):
+class TrainEnded(Message, frozen=True):
     """Nothing is left to do of the last ``Train``."""
 
 
@@ -175,8 +175,10 @@ def encode(message: Message) -> bytes:
 
 
 def decode_command(line: bytes) -> Command:
-    return _commands.decode(line)
+    command: Command = _commands.decode(line)
+    return command
 
 
 def decode_event(line: bytes) -> Event:
-    return _events.decode(line)
+    event: Event = _events.decode(line)
+    return event
