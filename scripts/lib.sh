@@ -45,10 +45,13 @@ make_venv() {
     if [[ -e $VENV ]]; then
         [[ -f $VENV/pyvenv.cfg || -f $VENV/.ensq-making ]] ||
             die "$VENV is there but is no virtual environment: move it away"
-        rm -rf "$VENV"
+        # Renamed first: a removal that is interrupted must not leave half an environment.
+        rm -rf "$VENV.replaced"
+        mv "$VENV" "$VENV.replaced"
     fi
+    rm -rf "$VENV.replaced"
     say "making .venv with $("$base" --version 2>&1) ($base)"
-    mkdir "$VENV"
+    mkdir -p "$VENV"
     : >"$VENV/.ensq-making"
     "$base" -m venv "$VENV" ||
         die "$base can't make a virtual environment (Debian, Ubuntu: apt install python3-venv)"

@@ -195,6 +195,7 @@ class Child:
             if wanted(heard[-1]):
                 self.seen += heard
                 return heard
+            assert not isinstance(heard[-1], protocol.TrainEnded), heard
         raise AssertionError(f"the child ended: {self.log.read_text()[-2000:]}")
 
     def train(self, command: protocol.Train) -> list[Any]:
@@ -220,7 +221,7 @@ def of(events: list[Any], kind: type) -> list[Any]:
 
 
 class Uninterrupted:
-    """Seeds 1 and 2 trained as one pack to the end, in one process, and where that left its files."""
+    """Seeds 1 and 2 trained as one pack to the end in one process, and the files that left."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.data = folder, write_tiny(folder / "tiny.npz")
@@ -307,8 +308,8 @@ def stopped_inside_an_epoch(run: Uninterrupted) -> tuple[Child, protocol.Stopped
     """A process that heard a stop while it was busy with its first step, and its answer."""
     with child(run.folder) as process:
         process.send(run.command(*(task(run.folder, seed, attempt=2) for seed in (1, 2))))
-        process.until(lambda event: "first steps" in getattr(event, "text", ""))
-        time.sleep(0.3)  # its first step is traced and compiled now, which takes longer
+        # Said after it last looked for a stop; it looks again after its first step.
+        process.until(lambda event: event == protocol.Phase(text="compiling"))
         process.send(protocol.Stop(reason="test"))
         process.until(lambda event: isinstance(event, protocol.TrainEnded))
     [stopped] = of(process.seen, protocol.Stopped)

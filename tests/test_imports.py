@@ -6,6 +6,7 @@ The rules are the design's table: plain values in the middle, one module for eac
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 import time
@@ -225,14 +226,18 @@ def test_status_loads_neither_jax_nor_alembic(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [("--help",), ("nix",)])
 def test_help_and_usage_errors_answer_in_150_ms(arguments: tuple[str, ...]) -> None:
+    """The best of several runs, in processor time: they wait for nothing but for other programs."""
+
     def seconds() -> float:
-        began = time.perf_counter()
+        before = os.times()
         command = [sys.executable, "-m", "ensq.cli", *arguments]
         subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        return time.perf_counter() - began
+        after = os.times()
+        return (after.children_user + after.children_system) - (
+            before.children_user + before.children_system
+        )
 
-    # The best of several runs: what is measured is ensq, not what else the machine does.
     best, end = seconds(), time.monotonic() + 20
     while best >= 0.15 and time.monotonic() < end:
         best = min(best, seconds())
-    assert best < 0.15
+    assert 0 < best < 0.15
