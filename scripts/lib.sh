@@ -89,9 +89,14 @@ install_lock() { # lock file
     local lock=$1 total
     total=$(grep -cE '^[A-Za-z0-9]' "$ROOT/$lock")
     say "installing $total packages from $lock (downloads about 200 MB, once)"
-    # Wheels only: nothing is built, no code of a package runs. Byte code comes at the first import.
+    # Wheels only: nothing is built, no code of a package runs.
     pip_install "$VENV/install.log" "$total" --no-compile --require-hashes --only-binary :all: \
         -r "$ROOT/$lock"
+    # Here and not at the first import, since several packages give warnings when they are compiled.
+    # The large ones without are left to their first import, which needs a small part of them.
+    say "  compiling"
+    "$PYTHON" -W ignore -m compileall -q -j 0 -x '/(sympy|networkx|fontTools|pip|scipy|tests?)/' \
+        "$VENV/lib" >/dev/null 2>&1 || true
 }
 
 # environment LOCK: .venv with the packages of the lock file and ensq, reused if it fits.

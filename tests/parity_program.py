@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from train_tools import settings, tiny_arrays
+from train_tools import BEADS, settings, tiny_arrays
 
 from ensq.data import digest
 from ensq.train import environment, optimizers
@@ -28,7 +28,7 @@ LAYOUT = ("species", "mask", "rev", "nbr_mask")
 
 def prepared(folder: Path, precision: str, max_ell: str) -> Program:
     path = folder / "full.npz"
-    np.savez(path, **{**tiny_arrays(), "mask": np.ones((40, 6))})
+    np.savez(path, **tiny_arrays(fewest=BEADS))
     made = settings(
         f"training.precision={precision}",
         f"training.batch_per_device={BATCH}",

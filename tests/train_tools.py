@@ -34,15 +34,15 @@ def settings(*overrides: str) -> RunConfig:
     return config.parse(SETTINGS, "settings", overrides)
 
 
-def tiny_arrays() -> dict[str, Any]:
-    """Chains of 4 to 6 beads with harmonic bonds and a little noise; padding holds rubbish."""
+def tiny_arrays(fewest: int = 4) -> dict[str, Any]:
+    """Chains of ``fewest`` to 6 beads, harmonic bonds, a little noise; padding holds rubbish."""
     rng = np.random.default_rng(0)
     steps = rng.normal(size=(FRAMES, BEADS, 3))
     steps *= rng.uniform(1.2, 1.8, size=(FRAMES, BEADS, 1)) / np.linalg.norm(
         steps, axis=-1, keepdims=True
     )
     R = np.cumsum(steps, axis=1)
-    mask = (np.arange(BEADS) < rng.integers(4, BEADS + 1, size=(FRAMES, 1))).astype(float)
+    mask = (np.arange(BEADS) < rng.integers(fewest, BEADS + 1, size=(FRAMES, 1))).astype(float)
     bonds = R[:, 1:] - R[:, :-1]
     length = np.linalg.norm(bonds, axis=-1)
     real = mask[:, 1:]

@@ -37,6 +37,7 @@ Params = dict[str, Any]
 
 SILU_GAIN = 1.6768  # 1 / rms of silu of a normal variable: keeps the variance through a layer
 START_READOUT = 0.1  # the readout's first weights: forces begin well below one energy scale
+CALM = 0.25  # first weights of environments and products where layers follow each other
 SCALAR: Irrep = (0, 1)
 VECTOR: Irrep = (1, 1)  # where no parity is kept
 
@@ -93,6 +94,9 @@ class Allegro:
             gains = [1.0] + [SILU_GAIN] * cfg.mlp_n_layers
             return {f"w{i}": weight(sizes[i + 1], sizes[i], gain) for i, gain in enumerate(gains)}
 
+        # Environments add up neighbours that are alike, so that every product would be several
+        # times larger than what went in, and a stack of layers begin with huge forces.
+        calm = CALM if cfg.num_layers > 1 else 1.0
         params: Params = {
             "embed": mlp(cfg.n_radial_basis, hidden),
             "centre": weight(hidden, self.n_species, math.sqrt(self.n_species / 2)),
@@ -102,7 +106,7 @@ class Allegro:
         for layer, products in enumerate(self.layer_paths()):
             scalars = sum(path.out == SCALAR for path in products) + self.triple
             own: Params = {
-                "environment": weight(channels * self.degrees, hidden),
+                "environment": weight(channels * self.degrees, hidden, calm),
                 "latent": mlp(hidden + channels * scalars, hidden),
             }
             if self.triple:
@@ -110,7 +114,7 @@ class Allegro:
             if layer + 1 < cfg.num_layers:
                 for out in sorted({path.out for path in products}):
                     fan_in = channels * sum(path.out == out for path in products)
-                    own[_mix_name(out)] = weight(channels, fan_in)
+                    own[_mix_name(out)] = weight(channels, fan_in, calm)
             params[f"layer{layer}"] = own
         params["readout"] = {
             "w0": weight(hidden, hidden),
