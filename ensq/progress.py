@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import TextIO
 
 from ensq.jobs import TERMINAL, Ensemble, Job, State
+from ensq.text import table
 
-_HEAD = ("seed", "state", "epoch", "val loss", "best", "at epoch", "s/epoch", "left")
+MEMBER_HEAD = ("seed", "state", "epoch", "val loss", "best", "at epoch", "s/epoch", "left")
 
 
 def duration(seconds: float) -> str:
@@ -120,15 +121,8 @@ def progress_lines(ensemble: Ensemble, jobs: Sequence[Job], *, height: int = 0) 
         order = sorted(jobs, key=lambda job: (job.state in TERMINAL, job.state is State.QUEUED))
         keep = {job.id for job in order[: max(room, 0)]}
         shown = [job for job in jobs if job.id in keep]
-    rows = [_HEAD, *(member_cells(job) for job in shown)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
-    lines = [summary_line(ensemble.name, jobs)]
-    for row in rows:
-        cells = [
-            cell.ljust(width) if column == 1 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append(("  " + "  ".join(cells)).rstrip())
+    rows = [member_cells(job) for job in shown]
+    lines = [summary_line(ensemble.name, jobs), *table(MEMBER_HEAD, rows, left=(1,))]
     if len(shown) < len(jobs):
         lines.append(f"  … and {len(jobs) - len(shown)} more")
     return lines[:height] if height else lines

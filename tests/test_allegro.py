@@ -54,6 +54,9 @@ def name_of(kind: Kind) -> str:
     return f"l{kind[0]}-{kind[1]}layer-{kind[2]}"
 
 
+# Unoptimised machine code: compiling takes a quarter of the time.
+compile_fast = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
 every_network = pytest.mark.parametrize("network", ALL_NETWORKS, ids=name_of)
 two_networks = pytest.mark.parametrize("network", NETWORKS, ids=name_of)
 
@@ -136,7 +139,9 @@ def parameters(model: EnergyModel, dtype: Any = np.float64) -> Any:
 def compiled(model: EnergyModel, what: str) -> Any:
     """One jitted function for each model: shapes and dtypes it has met are not compiled again."""
     functions = {"forces": model.energy_and_forces, "beads": model.per_bead_energy}
-    return jax.jit(functions[what]) if what in functions else jax.jit(force_gradient(model))
+    return (
+        compile_fast(functions[what]) if what in functions else compile_fast(force_gradient(model))
+    )
 
 
 def evaluate(model: EnergyModel, params: Any, frames: Frames) -> tuple[np.ndarray, np.ndarray]:
@@ -393,7 +398,7 @@ def test_the_edge_list_gives_the_energies_and_forces_of_the_padded_layout(networ
     model = make_model(network, PRIORS)
     params = parameters(model)
     _, forces = evaluate(model, params, frames)
-    beads, sparse = jax.jit(sparse_energy_and_forces(model, params))(*sparse_arguments(frames))
+    beads, sparse = compile_fast(sparse_energy_and_forces(model, params))(*sparse_arguments(frames))
     np.testing.assert_allclose(beads[:BEADS], bead_energies(model, params, frames)[0], rtol=1e-9)
     np.testing.assert_allclose(sparse[:BEADS], forces[0], rtol=1e-9, atol=1e-9)
     assert (np.asarray(beads[BEADS:]) == 0).all() and (np.asarray(sparse[BEADS:]) == 0).all()
@@ -412,7 +417,7 @@ def test_the_edge_list_can_be_exported_with_symbolic_sizes_in_float32():
     n, e = export.symbolic_shape("n, e")
     shapes = (((n, 3), np.float32), ((n,), np.int32), ((e,), np.int32), ((e,), np.int32))
     symbolic = [jax.ShapeDtypeStruct(*s) for s in (*shapes, ((n,), np.bool_))]
-    exported = export.export(jax.jit(both), platforms=["cpu", "cuda"])(*symbolic)
+    exported = export.export(compile_fast(both), platforms=["cpu", "cuda"])(*symbolic)
     frames = frames_of(positions, species, dtype=np.float32)
     for unused, extra in ((5, 4), (0, 0)):
         beads, sparse = exported.call(*sparse_arguments(frames, unused, extra))
@@ -461,7 +466,7 @@ def test_members_of_a_pack_get_what_each_gets_alone():
     model = make_model(NETWORKS[0], PRIORS)
     members = [jax.jit(model.init, static_argnums=1)(jax.random.key(k), np.float64) for k in (0, 1)]
     pack = jax.tree.map(lambda *p: np.stack(p), *members)
-    gradients = jax.jit(jax.vmap(force_gradient(model), in_axes=(0, None)))(pack, frames)
+    gradients = compile_fast(jax.vmap(force_gradient(model), in_axes=(0, None)))(pack, frames)
     for k, member in enumerate(members):
         alone = jax.tree.leaves(compiled(model, "gradient")(member, frames))
         for one, two in zip(alone, jax.tree.leaves(gradients), strict=True):

@@ -184,6 +184,9 @@ def test_killed_worker_is_replaced_and_the_results_are_those_of_an_undisturbed_r
     assert ensq("enqueue", "tiny.yaml", *longer, cwd=tmp_path).returncode == 0
     first, second = workers.start(), workers.start()
     until(lambda: epochs_recorded(tmp_path) >= 3, workers)
+    status = ensq("status", cwd=tmp_path).stdout
+    assert f"process {second.pid}; seen" in status, status
+    assert max(map(len, status.splitlines())) <= 80
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     assert ensq("status", cwd=tmp_path).returncode == 0

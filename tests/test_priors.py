@@ -104,7 +104,9 @@ def function(config: PriorsConfig) -> Any:
         beads = priors.per_bead_energy(x, real)
         return beads.sum(), beads
 
-    return jax.jit(jax.value_and_grad(total, has_aux=True))
+    # unoptimised machine code: compiling takes less time
+    options = {"xla_backend_optimization_level": 0}
+    return jax.jit(jax.value_and_grad(total, has_aux=True), compiler_options=options)
 
 
 def evaluate(

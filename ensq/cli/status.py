@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from ensq.jobs import Ensemble, Job, WorkerInfo
     from ensq.store import Store
 
-_HEAD = ("seed", "state", "epoch", "val loss", "best", "s/epoch", "left", "worker", "seen")
-
 
 @click.command()
 @click.argument("name", required=False)
@@ -48,33 +46,28 @@ class _View:
         self.workers = store.workers({job.owner for job in self.jobs if job.owner})
 
     def lines(self, hint: str) -> list[str]:
-        """Summary, table of members, errors, and what to type next."""
-        from ensq.progress import printable, summary_line
+        """Summary, table of members, their workers, errors, and what to type next."""
+        from ensq.progress import MEMBER_HEAD, member_cells, printable, summary_line
         from ensq.text import table
 
-        rows = [self._row(job) for job in self.jobs]
-        lines = [summary_line(self.ensemble.name, self.jobs), *table(_HEAD, rows, left=(1, 7))]
+        rows = [member_cells(job) for job in self.jobs]
+        lines = [summary_line(self.ensemble.name, self.jobs), *table(MEMBER_HEAD, rows, left=(1,))]
+        lines += [self._worker_line(worker) for worker in self.workers.values()]
         for job in self.jobs:
             if job.error:
                 lines.append(f"  seed {job.seed}: {printable(job.error)}")
         return [*lines, f"next: {next_step(self.ensemble, self.jobs, hint)}"]
 
-    def _row(self, job: Job) -> tuple[str, ...]:
-        from ensq.jobs import State
-        from ensq.progress import duration, loss, time_left
+    def _worker_line(self, worker: WorkerInfo) -> str:
+        """Who trains which seeds, where, and how long ago it gave a sign of life."""
+        from ensq.progress import duration, printable
+        from ensq.text import ranges
 
-        left = time_left(job)
-        worker = self._worker(job)
-        return (
-            str(job.seed),
-            str(job.state),
-            f"{job.epoch}/{job.epochs}",
-            loss(job.val_loss),
-            loss(job.best_loss),
-            "-" if job.seconds_per_epoch is None else f"{job.seconds_per_epoch:.3g}",
-            "-" if left is None or job.state is not State.RUNNING else duration(left),
-            "-" if worker is None else _who(worker),
-            "-" if worker is None else duration(max(0.0, self.now - worker.last_seen)),
+        seeds = ranges([job.seed for job in self.jobs if job.owner == worker.id])
+        job = f", SLURM job {worker.slurm_job}" if worker.slurm_job else ""
+        seen = duration(max(0.0, self.now - worker.last_seen))
+        return printable(
+            f"  seeds {seeds} on {worker.host}, process {worker.pid}{job}; seen {seen} ago"
         )
 
     def _worker(self, job: Job) -> WorkerInfo | None:
@@ -121,14 +114,6 @@ class _View:
                 "seconds_since_seen": max(0.0, self.now - worker.last_seen),
             },
         }
-
-
-def _who(worker: WorkerInfo) -> str:
-    """Host and SLURM job, or host and process."""
-    from ensq.progress import printable
-
-    host = printable(worker.host.partition(".")[0])[:12]
-    return f"{host} job {worker.slurm_job}" if worker.slurm_job else f"{host}:{worker.pid}"
 
 
 def next_step(ensemble: Ensemble, jobs: Sequence[Job], hint: str) -> str:

@@ -37,7 +37,10 @@ Params = dict[str, Any]
 
 SILU_GAIN = 1.6768  # 1 / rms of silu of a normal variable: keeps the variance through a layer
 START_READOUT = 0.1  # the readout's first weights: forces begin well below one energy scale
-CALM = 0.25  # first weights of environments and products where layers follow each other
+# Environments add up neighbours that are alike, so every product is several times larger than
+# what went in, and a stack of layers would begin with forces of 10 to 1000 energy scales. A single
+# layer learns better without.
+CALM = 0.25  # factor of the first weights of environments and mixed products in a stack
 SCALAR: Irrep = (0, 1)
 VECTOR: Irrep = (1, 1)  # where no parity is kept
 
@@ -94,8 +97,6 @@ class Allegro:
             gains = [1.0] + [SILU_GAIN] * cfg.mlp_n_layers
             return {f"w{i}": weight(sizes[i + 1], sizes[i], gain) for i, gain in enumerate(gains)}
 
-        # Environments add up neighbours that are alike, so that every product would be several
-        # times larger than what went in, and a stack of layers begin with huge forces.
         calm = CALM if cfg.num_layers > 1 else 1.0
         params: Params = {
             "embed": mlp(cfg.n_radial_basis, hidden),
