@@ -101,16 +101,12 @@ def finalize(
     members = tuple(_report(*pair, config) for pair in zip(done, results, strict=True))
     statistics = selection.ensemble_statistics([member.loss for member in members])
     chosen = _chosen(config, members, statistics, save_all)
-    files, agreements = _export(store, ensemble, config, results, chosen, say)
+    sources = _sources(chosen, done)
+    files, comparison = _exported_before(folder, sources) or _export(
+        store, ensemble, config, results, chosen, say
+    )
     metadata = _metadata(ensemble, config, members, results, missing, statistics)
-    metadata["export_comparison"] = {
-        name: {
-            "frames": found.frames,
-            "relative_energy_difference": found.energy_error,
-            "relative_force_difference": found.force_error,
-        }
-        for name, found in agreements.items()
-    }
+    metadata |= {"export_comparison": comparison, **sources}
     metadata["files"] = {name: sha256(content) for name, content in sorted(files.items())}
     text = json.dumps(metadata, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     files[METADATA] = text.encode()
@@ -311,6 +307,36 @@ def _chosen(
     return chosen
 
 
+def _sources(chosen: dict[str, int], done: list[Job]) -> dict[str, Any]:
+    """What the exports are made from and with: the same gives the same files."""
+    from ensq.train import environment
+
+    return {
+        "exported_from": {stem: done[place].result_digest for stem, place in chosen.items()},
+        "exported_with": environment.versions(),
+    }
+
+
+def _exported_before(
+    folder: Path, sources: dict[str, Any]
+) -> tuple[dict[str, bytes], dict[str, Any]] | None:
+    """The exports in the folder, if they are of the same sources and undamaged."""
+    before = _recorded(folder)
+    if any(before.get(key) != value for key, value in sources.items()):
+        return None
+    files: dict[str, bytes] = {}
+    try:
+        for name, digest in before["files"].items():
+            if Path(name).name != name:
+                return None  # not a name that ensq wrote
+            files[name] = (folder / name).read_bytes()
+            if sha256(files[name]) != digest:
+                return None
+        return files, dict(before["export_comparison"])
+    except (OSError, KeyError, AttributeError, TypeError, ValueError):
+        return None
+
+
 def _export(
     store: Store,
     ensemble: Ensemble,
@@ -318,8 +344,8 @@ def _export(
     results: list[MemberResult],
     chosen: dict[str, int],
     say: Say,
-) -> tuple[dict[str, bytes], dict[str, Agreement]]:
-    """The files' contents, each model file compared with its trained member."""
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """The files' contents, and how each model file compares with its trained member."""
     from ensq.train import checkpoint, export
 
     frames = _frames_to_compare(store, ensemble, config, results[0])
@@ -341,7 +367,15 @@ def _export(
         for stem, place in chosen.items()
         for ending, content in made[place][0].items()
     }
-    return files, {f"{stem}.mlir": made[place][1] for stem, place in chosen.items()}
+    return files, {f"{stem}.mlir": _in_words(made[place][1]) for stem, place in chosen.items()}
+
+
+def _in_words(found: Agreement) -> dict[str, Any]:
+    return {
+        "frames": found.frames,
+        "relative_energy_difference": found.energy_error,
+        "relative_force_difference": found.force_error,
+    }
 
 
 def _frames_to_compare(

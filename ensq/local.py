@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from ensq.worker.signals import StopSignals
 from ensq.worker.stopping import Stopping
 
 _SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+_DEVICES = Path("/dev")
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 _POLL = 0.1  # seconds between looks at the workers
 
@@ -84,9 +86,26 @@ def _quota(cores: int) -> int:
         return cores
 
 
+def gpus_to_use(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """The GPUs that JAX would use here, as CUDA_VISIBLE_DEVICES names them; [] on a CPU machine.
+
+    JAX itself is not asked, since asking would take memory on all of them.
+    """
+    if importlib.util.find_spec("jax_cuda12_plugin") is None:
+        return []
+    if environment.get("JAX_PLATFORMS", "cuda").split(",")[0] not in ("cuda", "gpu", ""):
+        return []
+    if "CUDA_VISIBLE_DEVICES" in environment:
+        return [name for name in environment["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()]
+    names = (path.name.removeprefix("nvidia") for path in _DEVICES.glob("nvidia*"))
+    return sorted((name for name in names if name.isdecimal()), key=int)
+
+
 def number_of_workers(open_members: int, *, pack: int = 1) -> int:
-    """As many workers as serve: one per core, but no more than there are packs to train."""
-    return max(1, min(len(cores_to_use()), -(-open_members // pack)))
+    """As many workers as serve: one per GPU, else one per core, but no more than there are packs
+    to train."""
+    places = len(gpus_to_use()) or len(cores_to_use())
+    return max(1, min(places, -(-open_members // pack)))
 
 
 def aggregate(codes: Sequence[int], *, interrupted: bool = False) -> int:
@@ -118,6 +137,7 @@ def run_local(options: LocalOptions) -> LocalResult:
     """
     options.log_folder.mkdir(parents=True, exist_ok=True)
     logs = tuple(options.log_folder / f"local-{n + 1}.log" for n in range(options.workers))
+    gpus = gpus_to_use(options.environment)
     cores = cores_to_use()
     workers: list[subprocess.Popen[bytes]] = []
     # Nobody writes into this pipe: its end tells the workers that this process is gone.
@@ -127,8 +147,10 @@ def run_local(options: LocalOptions) -> LocalResult:
             interrupted = False  # becomes true only when the workers have had their grace
             try:
                 for number, log in enumerate(logs):
-                    core = cores[number % len(cores)] if options.pin else None
-                    workers.append(_start(options, log, core, watched))
+                    pin = options.pin and not gpus  # a GPU's worker may use any core
+                    core = cores[number % len(cores)] if pin else None
+                    gpu = gpus[number % len(gpus)] if gpus else None
+                    workers.append(_start(options, log, core, gpu, watched))
                 interrupted = _watch(options, workers, signals)
             finally:
                 _end(workers, 0.0 if interrupted else options.grace)
@@ -140,8 +162,9 @@ def run_local(options: LocalOptions) -> LocalResult:
 
 
 def _start(
-    options: LocalOptions, log: Path, core: int | None, watched: int
+    options: LocalOptions, log: Path, core: int | None, gpu: str | None, watched: int
 ) -> subprocess.Popen[bytes]:
+    device = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
     # A session of its own: Ctrl-C in the terminal comes here only, and is passed on once.
     with log.open("ab") as file, _pinned(core):
         return subprocess.Popen(
@@ -149,7 +172,7 @@ def _start(
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env={**options.environment, PARENT_FD: str(watched)},
+            env={**options.environment, **device, PARENT_FD: str(watched)},
             pass_fds=(watched,),
             start_new_session=True,
         )

@@ -114,6 +114,19 @@ def test_finalize_twice_writes_the_same_bytes(exported: Any, plan: Any) -> None:
     assert {path.name: path.read_bytes() for path in exported.folder.iterdir()} == before
 
 
+def test_damaged_or_missing_exports_are_made_anew(exported: Any, plan: Any) -> None:
+    before = {path.name: path.read_bytes() for path in exported.folder.iterdir()}
+    (exported.folder / "tiny_best.mlir").write_bytes(b"damaged")
+    (exported.folder / "tiny_ensemble_1.safetensors").unlink()
+    said: list[str] = []
+    finalize(*plan, export_dir=exported.folder, say=said.append)
+    assert {path.name: path.read_bytes() for path in exported.folder.iterdir()} == before
+    assert any("exporting" in line for line in said)
+    said.clear()
+    finalize(*plan, export_dir=exported.folder, say=said.append)
+    assert not any("exporting" in line for line in said), "made again what was there"
+
+
 def test_incomplete_ensemble_is_refused_unless_allowed(tmp_path: Path) -> None:
     store, ensemble = with_losses(tmp_path, [2.0, None])
     with pytest.raises(EnsqError, match=r"1 of 2 members .* seed 43 queued.*--allow-missing"):

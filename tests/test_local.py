@@ -221,3 +221,28 @@ def test_one_thread_of_each_physical_core_comes_first(
     for core, text in enumerate(["0-1\n", "0-1\n", "2,3\n", "2,3\n"]):
         (tmp_path / str(core)).write_text(text)
     assert local.cores_to_use() == [0, 2, 1, 3]
+
+
+def test_each_worker_has_one_gpu_where_there_are_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("nvidia1", "nvidia0", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(local, "_DEVICES", tmp_path)
+    assert local.gpus_to_use({}) == [], "the installed JAX has no CUDA"
+    monkeypatch.setattr(local.importlib.util, "find_spec", lambda name: name)
+    assert local.gpus_to_use({}) == ["0", "1"]
+    assert local.gpus_to_use({"CUDA_VISIBLE_DEVICES": "3,GPU-5"}) == ["3", "GPU-5"]
+    assert local.gpus_to_use({"CUDA_VISIBLE_DEVICES": ""}) == []
+    assert local.gpus_to_use({"JAX_PLATFORMS": "cpu"}) == []
+    monkeypatch.setattr(local, "cores_to_use", lambda: [0, 1, 2, 3, 4, 5])
+    assert local.number_of_workers(9) == 2
+    options = LocalOptions(
+        command=[sys.executable, "-c", "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"],
+        workers=3,
+        log_folder=tmp_path,
+        environment={},
+    )
+    monkeypatch.setattr(local, "gpus_to_use", lambda environment: ["4", "7"])
+    result = run_local(options)
+    assert [log.read_text().strip() for log in result.logs] == ["4", "7", "4"]
