@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -20,12 +19,12 @@ from ensq.errors import (
     EXIT_OK,
     DatabaseError,
 )
+from ensq.worker.devices import gpus_to_use
 from ensq.worker.options import PARENT_FD
 from ensq.worker.signals import StopSignals
 from ensq.worker.stopping import Stopping
 
 _SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
-_DEVICES = Path("/dev")
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 _POLL = 0.1  # seconds between looks at the workers
 
@@ -84,21 +83,6 @@ def _quota(cores: int) -> int:
         return max(1, min(cores, int(quota) // int(period)))
     except (OSError, ValueError):  # no limit is written as "max"
         return cores
-
-
-def gpus_to_use(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """The GPUs that JAX would use here, as CUDA_VISIBLE_DEVICES names them; [] on a CPU machine.
-
-    JAX itself is not asked, since asking would take memory on all of them.
-    """
-    if importlib.util.find_spec("jax_cuda12_plugin") is None:
-        return []
-    if environment.get("JAX_PLATFORMS", "cuda").split(",")[0] not in ("cuda", "gpu", ""):
-        return []
-    if "CUDA_VISIBLE_DEVICES" in environment:
-        return [name for name in environment["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()]
-    names = (path.name.removeprefix("nvidia") for path in _DEVICES.glob("nvidia*"))
-    return sorted((name for name in names if name.isdecimal()), key=int)
 
 
 def number_of_workers(open_members: int, *, pack: int = 1) -> int:

@@ -252,3 +252,37 @@ def test_pack_of_two_trains_both_members_in_one_attempt_each(tmp_path: Path) -> 
     assert [member["attempts"] for member in found["members"]] == [1, 1]
     log = next((tmp_path / "runs/tiny/logs").glob("local-1.log")).read_text()
     assert "claimed of tiny: seed 42 (attempt 1), 43 (attempt 1)" in log
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_number_of_cores_does_not_change_a_bit(
+    tmp_path: Path, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ensq run` pins its workers to a core each; a resume by hand does not. The control shows
+    that XLA's threads would change the losses."""
+    chignolin = Path(__file__).parent.parent / "configs" / "chignolin.yaml"
+    smaller = ("data.max_frames=400", "training.stages.0.epochs=1", "ensemble.n_models=1")
+    options = [part for override in smaller for part in ("--set", override)]
+    losses = {}
+    for name, cores, threads in (
+        ("one", {min(os.sched_getaffinity(0))}, None),
+        ("all", None, None),
+        ("control", None, "2"),
+    ):
+        queued = ensq(
+            "enqueue", chignolin, "--name", name, *options, cwd=tmp_path, ENSQ_DB="ensq.db"
+        )
+        assert queued.returncode == 0, queued.stderr
+        before = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, cores or before)
+        if threads:
+            monkeypatch.setenv("NPROC", threads)
+        try:
+            worker = workers.start("--name", name)
+        finally:
+            os.sched_setaffinity(0, before)
+        assert worker.wait(timeout=180) == 0, workers.logs()
+        (member,) = members(tmp_path, name)
+        losses[name] = (member["train_loss"], member["val_loss"])
+    assert losses["one"] == losses["all"]
+    assert losses["control"] != losses["all"]

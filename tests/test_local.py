@@ -20,6 +20,7 @@ from ensq import local
 from ensq.errors import DatabaseError
 from ensq.jobs import State
 from ensq.local import LocalOptions, LocalResult, aggregate, run_local
+from ensq.worker import devices
 
 SLOW_THIRD = {"rules": [{"do": "slow", "epoch": 3, "attempt": 1}]}
 # An "ensq run" without a command line.
@@ -228,13 +229,13 @@ def test_each_worker_has_one_gpu_where_there_are_some(
 ) -> None:
     for name in ("nvidia1", "nvidia0", "nvidiactl", "nvidia-uvm"):
         (tmp_path / name).touch()
-    monkeypatch.setattr(local, "_DEVICES", tmp_path)
-    assert local.gpus_to_use({}) == [], "the installed JAX has no CUDA"
-    monkeypatch.setattr(local.importlib.util, "find_spec", lambda name: name)
-    assert local.gpus_to_use({}) == ["0", "1"]
-    assert local.gpus_to_use({"CUDA_VISIBLE_DEVICES": "3,GPU-5"}) == ["3", "GPU-5"]
-    assert local.gpus_to_use({"CUDA_VISIBLE_DEVICES": ""}) == []
-    assert local.gpus_to_use({"JAX_PLATFORMS": "cpu"}) == []
+    monkeypatch.setattr(devices, "_DEVICES", tmp_path)
+    assert devices.gpus_to_use({}) == [], "the installed JAX has no CUDA"
+    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: name)
+    assert devices.gpus_to_use({}) == ["0", "1"]
+    assert devices.gpus_to_use({"CUDA_VISIBLE_DEVICES": "3,GPU-5"}) == ["3", "GPU-5"]
+    assert devices.gpus_to_use({"CUDA_VISIBLE_DEVICES": ""}) == []
+    assert devices.gpus_to_use({"JAX_PLATFORMS": "cpu"}) == []
     monkeypatch.setattr(local, "cores_to_use", lambda: [0, 1, 2, 3, 4, 5])
     assert local.number_of_workers(9) == 2
     options = LocalOptions(

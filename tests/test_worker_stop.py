@@ -378,18 +378,21 @@ def test_exit_codes_and_signals_are_told_apart(code: int, text: str) -> None:
     assert describe_end(code) == text
 
 
-def test_the_trainer_is_single_threaded_on_one_core_unless_told_otherwise() -> None:
-    one = child_environment({"XLA_FLAGS": "--a=b"}, {3})
+def test_the_trainer_is_single_threaded_without_a_gpu_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one = child_environment({"XLA_FLAGS": "--a=b"})
     assert one["XLA_FLAGS"] == "--a=b --xla_cpu_multi_thread_eigen=false"
-    assert one["OMP_NUM_THREADS"] == "1"
-    told = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=true", "OMP_NUM_THREADS": "2"}
-    assert child_environment(told, {3}).items() >= told.items()
-    assert "XLA_FLAGS" not in child_environment({}, {1, 2})
+    assert (one["NPROC"], one["OMP_NUM_THREADS"]) == ("1", "1")
+    told = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=true", "NPROC": "8"}
+    assert child_environment(told).items() >= told.items()
+    monkeypatch.setattr("ensq.worker.child.gpus_to_use", lambda environment: ["0"])
+    assert "NPROC" not in child_environment({})
 
 
 def test_the_trainer_does_not_learn_the_databases_password() -> None:
     secret = {"ENSQ_DB": "postgresql://u:secret@h/d", PARENT_FD: "9"}
-    assert not set(child_environment(secret, {1})) & set(secret)
+    assert not set(child_environment(secret)) & set(secret)
 
 
 def test_the_watched_pipe_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

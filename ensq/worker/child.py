@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from ensq.errors import EnsqError
+from ensq.worker.devices import gpus_to_use
 from ensq.worker.protocol import Command, Event, Quit, Ready, decode_event, encode
 from ensq.worker.signals import stop_signals_blocked
 
@@ -48,25 +49,26 @@ def describe_end(returncode: int) -> str:
     return f"was killed by signal {-returncode} ({number.name}{why})"
 
 
-def child_environment(
-    environment: Mapping[str, str], cores: frozenset[int] | set[int]
-) -> dict[str, str]:
-    """Environment of the trainer, from the worker's and the cores that it may run on.
+def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Environment of the trainer, from the worker's.
 
-    On one core XLA's and BLAS's threads only get into each other's way. What the user has set
-    stays. The database's URL may hold a password, and the trainer has no business with it.
+    Without a GPU it gets one thread: for such models more threads bring next to nothing, and
+    their number would change the last bits of the results, so that a training could not be
+    resumed on another number of cores to the same bits. What the user has set stays. The
+    database's URL may hold a password, and the trainer has no business with it.
     """
     child = {key: value for key, value in environment.items() if not key.startswith("ENSQ_DB")}
     child.pop("ENSQ_PARENT_FD", None)
     child.setdefault("PYTHONUNBUFFERED", "1")  # the last lines before a crash are the ones we need
     child.setdefault("PYTHONFAULTHANDLER", "1")  # a segmentation fault leaves its stack in the log
+    if gpus_to_use(environment):
+        return child
+    # NPROC is what XLA takes the size of its thread pool from.
+    for name in ("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        child.setdefault(name, "1")
     flags = child.get("XLA_FLAGS", "")
     if "xla_cpu_multi_thread_eigen" not in flags:
-        # On any number of cores, so that a pinned and an unpinned worker compute the same bits.
         child["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
-    if len(cores) == 1:
-        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-            child.setdefault(name, "1")
     return child
 
 

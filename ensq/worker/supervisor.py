@@ -171,7 +171,7 @@ class Worker:
             self._child = TrainerChild(
                 self._options.trainer,
                 run_dir.log(self.id),
-                child_environment(os.environ, os.sched_getaffinity(0)),
+                child_environment(os.environ),
             )
         except OSError as error:
             raise EnsqError(

@@ -20,6 +20,7 @@ right one (W mixes the channels).
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -86,10 +87,11 @@ class Allegro:
     def init(self, key: Array, dtype: Any = jnp.float32) -> Params:
         """Random parameters: a nested dict of arrays [out, in]."""
         cfg, hidden, channels = self.config, self.config.mlp_n_hidden, self.config.n_channels
-        keys = iter(jax.random.split(key, 64))
+        draws = itertools.count()
 
         def weight(out: int, fan_in: int, gain: float = 1.0) -> Array:
-            normal = jax.random.normal(next(keys), (out, fan_in), dtype)
+            own_key = jax.random.fold_in(key, next(draws))
+            normal = jax.random.normal(own_key, (out, fan_in), dtype)
             return normal * jnp.asarray(gain / math.sqrt(fan_in), dtype)
 
         def mlp(fan_in: int, out: int) -> Params:
