@@ -56,19 +56,27 @@ class _View:
         for job in self.jobs:
             if job.error:
                 lines.append(f"  seed {job.seed}: {printable(job.error)}")
-        return [*lines, f"next: {next_step(self.ensemble, self.jobs, hint)}"]
+        return [*lines, f"next: {self._next_step(hint)}"]
+
+    def _next_step(self, hint: str) -> str:
+        from ensq.store import is_gone
+
+        if self.workers and all(is_gone(worker) for worker in self.workers.values()):
+            return f"its workers are gone; `ensq worker{hint}` goes on from their checkpoints"
+        return next_step(self.ensemble, self.jobs, hint)
 
     def _worker_line(self, worker: WorkerInfo) -> str:
         """Who trains which seeds, where, and how long ago it gave a sign of life."""
         from ensq.progress import duration, printable
+        from ensq.store import is_gone
         from ensq.text import ranges
 
-        seeds = ranges([job.seed for job in self.jobs if job.owner == worker.id])
+        held = [job for job in self.jobs if job.owner == worker.id]
+        seeds = ("seed " if len(held) == 1 else "seeds ") + ranges([job.seed for job in held])
         job = f", SLURM job {worker.slurm_job}" if worker.slurm_job else ""
         seen = duration(max(0.0, self.now - worker.last_seen))
-        return printable(
-            f"  seeds {seeds} on {worker.host}, process {worker.pid}{job}; seen {seen} ago"
-        )
+        state = "gone" if is_gone(worker) else f"seen {seen} ago"
+        return printable(f"  {seeds} on {worker.host}, process {worker.pid}{job}; {state}")
 
     def _worker(self, job: Job) -> WorkerInfo | None:
         return self.workers.get(job.owner) if job.owner else None
@@ -84,6 +92,7 @@ class _View:
 
     def _member_json(self, job: Job) -> dict[str, Any]:
         from ensq.progress import time_left
+        from ensq.store import is_gone
 
         worker = self._worker(job)
         return {
@@ -111,6 +120,7 @@ class _View:
                 "pid": worker.pid,
                 "slurm_job": worker.slurm_job,
                 "device": worker.device,
+                "gone": is_gone(worker),
                 "seconds_since_seen": max(0.0, self.now - worker.last_seen),
             },
         }
