@@ -170,6 +170,15 @@ def test_traceback_comes_only_when_asked_for(tmp_path: Path) -> None:
     assert "Traceback" in ensq("status", "-v", cwd=tmp_path).stderr
 
 
+def test_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    write_config(tmp_path)
+    (tmp_path / "runs").write_text("a file where a folder must be")
+    done = ensq("enqueue", "tiny.yaml", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "runs" in one_line(done.stderr)
+    assert "fault of ensq" not in done.stderr
+
+
 def test_environment_names_the_database(queued: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

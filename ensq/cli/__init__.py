@@ -70,6 +70,9 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(EXIT_JOBS_FAILED)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}", EXIT_JOBS_FAILED, error if verbose else None)
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
         hint = "" if verbose else "; this is a fault of ensq: -v shows where"
