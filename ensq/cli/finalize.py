@@ -86,12 +86,21 @@ def lines(done: Finalized) -> list[str]:
         units.append(f"energies in {energy}")
     text.append(f"validation over {done.metadata['validation_frames']} frames; {', '.join(units)};")
     text.append("s.e. over frames taken as independent; all losses of the exported parameters")
+    text.append(_agreement(done))
     if done.missing:
         seeds = ", ".join(f"{job.seed} ({job.state})" for job in done.missing)
         text.append(f"without the members that are not done: seeds {seeds}")
     text.append(f"files in {done.folder}:")
     text += [f"  {name}" for name in done.files]
     return text
+
+
+def _agreement(done: Finalized) -> str:
+    """How the exported files compare with the trained models, at worst."""
+    found = done.metadata["export_comparison"].values()
+    energy = max(one["relative_energy_difference"] for one in found)
+    force = max(one["relative_force_difference"] for one in found)
+    return f"exports, read back and run, differ by {energy:.0e} in energies, {force:.0e} in forces"
 
 
 def _row(member: MemberReport, done: Finalized) -> list[str]:
