@@ -57,9 +57,3 @@ class CheckpointError(EnsqError):
 
 class ExportError(EnsqError):
     """An exported model does not give the energies and forces of the trained one."""
-
-
-class Interrupted(EnsqError):
-    """A signal or a time limit ended the work; rows were given back."""
-
-    exit_code = EXIT_INTERRUPTED

@@ -147,12 +147,7 @@ def _result(checked: Any, seed: int, loss: float) -> Any:
         beads=dataset.validation_beads,
         validation_index=dataset.validation_index,
         history=np.ones((checked.config.epochs, len(checkpoint.HISTORY_COLUMNS))),
-        statistics={
-            "n_species": dataset.statistics.n_species,
-            "avg_num_neighbors": dataset.statistics.avg_num_neighbors,
-            "energy_scale": dataset.statistics.energy_scale,
-            "energy_shift": [float(value) for value in dataset.statistics.energy_shift],
-        },
+        statistics=dataset.statistics.as_plain(),
         species_names=dataset.species_names,
         config=configuration.dumps(checked.config),
         identity=checkpoint.Identity(configuration.digest(checked.config), checked.data_digest),

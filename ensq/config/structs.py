@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import msgspec
 from msgspec import Meta
@@ -20,10 +20,10 @@ Fraction = Annotated[float, Meta(gt=0, lt=1)]
 # Seeds are 32-bit, so that they mean the same with and without JAX's 64-bit mode.
 Seed = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
-OPTIMIZERS = ("adam", "adamw", "adabelief", "yogi", "lion", "sgd_nesterov", "polyak_sgd", "fromage")
 OptimizerName = Literal[
     "adam", "adamw", "adabelief", "yogi", "lion", "sgd_nesterov", "polyak_sgd", "fromage"
 ]
+OPTIMIZERS: tuple[str, ...] = get_args(OptimizerName)
 FILE_STEM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}")
 
 

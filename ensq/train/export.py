@@ -45,15 +45,7 @@ def model_of(result: MemberResult) -> EnergyModel:
 
 
 def _model(config: str, statistics: dict[str, Any]) -> EnergyModel:
-    return build_model(
-        configuration.loads(config).model,
-        DataStatistics(
-            n_species=int(statistics["n_species"]),
-            avg_num_neighbors=float(statistics["avg_num_neighbors"]),
-            energy_shift=np.asarray(statistics["energy_shift"], np.float64),
-            energy_scale=float(statistics["energy_scale"]),
-        ),
-    )
+    return build_model(configuration.loads(config).model, DataStatistics.from_plain(statistics))
 
 
 @functools.lru_cache(maxsize=2)

@@ -61,11 +61,7 @@ class Validation(NamedTuple):
 def batches_of_epoch(n_frames: int, batch: int, seed: int, epoch: int) -> Batches:
     """Every training frame once, shuffled by data seed and epoch; the last batch is filled up."""
     order = np.random.default_rng([seed, 2, epoch]).permutation(n_frames).astype(np.int32)
-    steps = -(-n_frames // batch)
-    index = np.zeros(steps * batch, np.int32)
-    weight = np.zeros(steps * batch, np.float32)
-    index[:n_frames], weight[:n_frames] = order, 1
-    return Batches(index.reshape(steps, batch), weight.reshape(steps, batch))
+    return _in_batches(order, batch)
 
 
 def stack(trees: list[Any]) -> Any:
@@ -99,7 +95,9 @@ class Program:
         self._evaluators: dict[int, Any] = {}  # compiled, by the number of members
         self._warm: set[tuple[int, int]] = set()  # (stage, members) that are compiled
         self._keep_best = jax.jit(_keep_best)
-        self._validation = _in_batches(dataset.validation, self.batch)
+        size = min(self.batch, dataset.n_validation)
+        walk = _in_batches(np.arange(dataset.n_validation, dtype=np.int32), size)
+        self._validation = dataset.validation, jnp.asarray(walk.index)
 
     # -- state ---------------------------------------------------------------------------------
 
@@ -286,11 +284,10 @@ def _keep_best(lanes: Lanes, evaluated: Params, improved: jax.Array) -> Lanes:
     return lanes._replace(best=jax.tree_util.tree_map(choose, evaluated, lanes.best))
 
 
-def _in_batches(labelled: Labelled, batch: int) -> tuple[Labelled, jax.Array]:
-    """The labelled frames and the [batches, B] indices that walk them in order; the last batch
-    is filled with frame 0, whose extra results are cut off."""
-    n = int(labelled.U.shape[0])
-    size = min(batch, n)
-    index = np.zeros(-(-n // size) * size, np.int32)
-    index[:n] = np.arange(n)
-    return labelled, jnp.asarray(index.reshape(-1, size))
+def _in_batches(order: NDArray[np.int32], size: int) -> Batches:
+    """These frames in batches of ``size``; the last one is filled with frame 0 at weight 0."""
+    steps = -(-len(order) // size)
+    index = np.zeros(steps * size, np.int32)
+    weight = np.zeros(steps * size, np.float32)
+    index[: len(order)], weight[: len(order)] = order, 1
+    return Batches(index.reshape(steps, size), weight.reshape(steps, size))

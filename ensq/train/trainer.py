@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import jax
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from ensq import config as configuration
 from ensq.config import RunConfig
@@ -129,8 +128,8 @@ class Pack:
                 self.control.send(protocol.Stopped(checkpoints=self._checkpoint_all()))
                 return False
             self._finish_epoch()
-        for member, task in self._active():
-            self._finish_member(member, task)
+        for place, member in self._active():
+            self._finish_member(place, member)
         return True
 
     def _active(self) -> list[tuple[int, Member]]:
@@ -277,7 +276,6 @@ class Pack:
 
     def _finish_member(self, place: int, member: Member) -> None:
         dataset, record = self.program.dataset, member.record
-        shift: NDArray[Any] = np.asarray(dataset.statistics.energy_shift, np.float64)
         result = MemberResult(
             params=lane(self.lanes.best, place),
             seed=record.seed,
@@ -290,12 +288,7 @@ class Pack:
             beads=dataset.validation_beads,
             validation_index=dataset.validation_index,
             history=np.asarray(record.history, np.float64),
-            statistics={
-                "n_species": dataset.statistics.n_species,
-                "avg_num_neighbors": dataset.statistics.avg_num_neighbors,
-                "energy_scale": dataset.statistics.energy_scale,
-                "energy_shift": [float(value) for value in shift],
-            },
+            statistics=dataset.statistics.as_plain(),
             species_names=dataset.species_names,
             config=configuration.dumps(self.config),
             identity=self.trainer.identity,

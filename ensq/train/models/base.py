@@ -29,6 +29,21 @@ class DataStatistics(NamedTuple):
     energy_shift: npt.NDArray[np.floating]
     energy_scale: float
 
+    def as_plain(self) -> dict[str, Any]:
+        """The same for JSON; ``from_plain`` takes it back without loss."""
+        shift = [float(value) for value in np.asarray(self.energy_shift, np.float64)]
+        return {**self._asdict(), "energy_shift": shift}
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> DataStatistics:
+        """From ``as_plain``. Raises KeyError if something is missing."""
+        return cls(
+            n_species=int(plain["n_species"]),
+            avg_num_neighbors=float(plain["avg_num_neighbors"]),
+            energy_shift=np.asarray(plain["energy_shift"], np.float64),
+            energy_scale=float(plain["energy_scale"]),
+        )
+
 
 @dataclass(frozen=True)
 class EnergyModel:
