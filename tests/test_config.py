@@ -10,6 +10,7 @@ import yaml
 
 from ensq import config
 from ensq.config import RunConfig
+from ensq.config.output import to_yaml
 from ensq.errors import ConfigError
 
 MINIMAL: dict[str, Any] = {
@@ -117,7 +118,13 @@ WRONG = {
     "model.priors={r0: 3.8}": "model.priors: r0 and kr go together: give both or neither",
     "model.priors={a: [1.0], b: []}": "model.priors: a and b must have the same number of entries",
     "model.priors={a: [.nan], b: [1.0]}": "model.priors.a.0 must be a finite number, not nan",
-    "model.ml_model=mace": "model.ml_model: expected one of allegro (the value is 'mace')",
+    "model.ml_model=mac": "model: ml_model must be one of allegro, dimenetpp, mace, painn, or ",
+    "model.train_priors=true": "model: train_priors needs use_priors: true",
+    "model.priors.use_spline_priors=true": "model.priors: use_spline_priors needs spline_file",
+    "model.priors.splines={bond: {knots: [0, 1], coeffs: []}}": "model.priors.splines.bond: a spl",
+    "training.pretrain_prior=true": "training.pretrain_prior needs model.use_priors: true",
+    "data.max_buckets=17": "data.max_buckets: expected int <= 16 (the value is 17)",
+    "export.priors=apart": "export.priors: expected one of embedded, native (the value is 'apart')",
     "data.max_frames=0": "data.max_frames: expected int",
     "data.split.by=replica": "data.split: split by replica needs validation",
     "data.split.validation=[1]": "data.split: validation has a meaning only with by: replica",
@@ -294,9 +301,9 @@ def test_the_order_of_keys_and_explicit_defaults_do_not_change_the_digest() -> N
     ],
 )
 def test_a_key_that_decides_what_is_trained_changes_the_digest(override: str) -> None:
-    old, new = full(), config.parse(config.dumps(full()), "c.yaml", [override])
+    old, new = full(), config.parse(to_yaml(full()), "c.yaml", [override])
     if override.endswith("null"):
-        old = config.parse(config.dumps(full()), "c.yaml", ["optimizer.grad_clip=2.0"])
+        old = config.parse(to_yaml(full()), "c.yaml", ["optimizer.grad_clip=2.0"])
     assert config.digest(old) != config.digest(new)
     assert [key for key, _, _ in config.changed_keys(old, new)] == [override.partition("=")[0]]
 
@@ -304,10 +311,10 @@ def test_a_key_that_decides_what_is_trained_changes_the_digest(override: str) ->
 @pytest.mark.parametrize(
     "override",
     ["ensemble.n_models=9", "ensemble.save_all_models=true", "data.path=e.npz", "seed=5",
-     "training.export_path=out"],
+     "training.export_path=out", "export.priors=native", "model.priors.spline_file=moved.npz"],
 )  # fmt: skip
 def test_more_seeds_and_places_of_files_are_the_same_ensemble(override: str) -> None:
-    old, new = full(), config.parse(config.dumps(full()), "c.yaml", [override])
+    old, new = full(), config.parse(to_yaml(full()), "c.yaml", [override])
     assert old != new
     assert config.digest(old) == config.digest(new)
     assert config.changed_keys(old, new) == []
@@ -324,3 +331,32 @@ def test_changed_keys_shows_stages_that_came_and_went() -> None:
         ("training.stages.1.epochs", None, 1),
         ("training.stages.1.optimizer", None, "yogi"),
     ]
+
+
+def test_other_splines_are_another_ensemble_and_differ_in_one_key() -> None:
+    def with_coefficient(value: float) -> RunConfig:
+        splines = {"bond": {"knots": [3.0, 4.0, 5.0], "coeffs": [[1, 2, 3, value], [1, 2, 3, 4]]}}
+        priors = {"use_spline_priors": True, "splines": splines}
+        return parsed(model={"cutoff": 5.0, "use_priors": True, "priors": priors})
+
+    old, new = with_coefficient(4.0), with_coefficient(4.5)
+    assert config.digest(old) != config.digest(new)
+    assert [key for key, _, _ in config.changed_keys(old, new)] == ["model.priors.splines"]
+    assert config.loads(config.dumps(new)) == new
+
+
+@pytest.mark.parametrize(
+    ("units", "energy_unit", "unit"),
+    [
+        ("kcal/mol", None, "kcal/mol"),
+        ("kJ/mol", None, "kcal/mol"),
+        ("eV", None, "eV"),
+        ("Hartree", None, "eV"),
+        ("kJ/mol", "eV", "eV"),
+    ],
+)
+def test_the_unit_of_the_run_follows_the_data_unless_it_is_given(
+    units: str, energy_unit: str | None, unit: str
+) -> None:
+    made = parsed(data={"path": "d.npz", "units": {"energy": units}}, energy_unit=energy_unit)
+    assert made.unit == unit

@@ -11,8 +11,9 @@ import yaml
 from msgspec import NODEFAULT, Struct
 from msgspec.structs import fields
 
-from ensq import config, data
+from ensq import config
 from ensq.config.structs import RunConfig
+from ensq.enqueue import check
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 TEMPLATE = CONFIGS / "config_template.yaml"
@@ -52,10 +53,13 @@ def test_there_are_the_examples_and_the_template() -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_every_shipped_configuration_loads_and_fits_its_data(file: Path) -> None:
-    loaded = config.load(file)
-    path = (file.parent / loaded.data.path).resolve()
-    split = data.split(data.load(path, loaded.training.gammas), loaded, str(path))
+    split = check(file).split
     assert len(split.training) > len(split.validation) > 100
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_there_is_nothing_to_say_against_a_shipped_configuration(file: Path) -> None:
+    assert config.load_with_notes(file).notes == ()
 
 
 def test_the_template_has_every_key_with_its_default() -> None:
@@ -114,3 +118,17 @@ def test_the_gamma_of_alanine_dipeptide_weighs_the_energy_per_atom() -> None:
     loaded = config.load(CONFIGS / "ala2.yaml")
     assert abs(loaded.training.gammas.U * 22**2 - 1) < 0.05
     assert loaded.data.units.energy == "eV" and not loaded.model.use_priors
+
+
+def examples() -> list[str]:
+    """The configurations in the documentation."""
+    text = (CONFIGS.parent / "docs" / "configuration.md").read_text()
+    return [block.partition("```")[0] for block in text.split("```yaml\n")[1:]]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_examples_in_the_documentation_are_sound(number: int) -> None:
+    loaded = config.parse_with_notes(examples()[number], "docs/configuration.md")
+    assert loaded.notes == ()
+    assert loaded.config.is_ensemble_enabled()
+    assert len(examples()) == 2

@@ -11,13 +11,16 @@ from ensq.config.structs import RunConfig
 from ensq.rundir import sha256
 
 # What may change without making it another ensemble: how many seeds, what is exported and where
-# the data lie (their own digest is recorded).
+# the data and the splines lie (the data's digest is recorded, the splines stand in the form).
 _FREE = (
     ("ensemble", "n_models"),
     ("ensemble", "save_all_models"),
+    ("export",),
     ("training", "export_path"),
     ("data", "path"),
+    ("model", "priors", "spline_file"),
 )
+_SPLINES = "model.priors.splines."
 
 
 def dumps(config: RunConfig) -> str:
@@ -33,8 +36,11 @@ def loads(text: str) -> RunConfig:
 def identity(config: RunConfig) -> dict[str, Any]:
     """The part of the configuration that decides what is trained."""
     full: dict[str, Any] = msgspec.to_builtins(config)
-    for section, key in _FREE:
-        del full[section][key]
+    for *sections, key in _FREE:
+        node = full
+        for section in sections:
+            node = node[section]
+        del node[key]
     if config.ensemble.enabled:
         del full["seed"]  # ignored when an ensemble is trained
     else:
@@ -49,13 +55,25 @@ def digest(config: RunConfig) -> str:
 
 
 def changed_keys(old: RunConfig, new: RunConfig) -> list[tuple[str, Any, Any]]:
-    """The keys in dot notation, with both values, in which two configurations differ."""
+    """The keys in dot notation, with both values, in which two configurations differ.
+
+    Of splines, which are tables of numbers, the digests are compared as one.
+    """
     before, after = _flatten(identity(old)), _flatten(identity(new))
+    for flat in (before, after):
+        _draw_splines_together(flat)
     return [
         (key, before.get(key), after.get(key))
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key)
     ]
+
+
+def _draw_splines_together(flat: dict[str, Any]) -> None:
+    table = {key: flat.pop(key) for key in list(flat) if key.startswith(_SPLINES)}
+    if table:
+        text = json.dumps(table, sort_keys=True)
+        flat[_SPLINES[:-1]] = f"SHA-256 {sha256(text.encode())[:12]}…"
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

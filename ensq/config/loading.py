@@ -9,12 +9,17 @@ import re
 import types
 import typing
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import yaml
 
+from ensq.config.legacy import older_keys, translate
+from ensq.config.lint import lint
+from ensq.config.notes import Note
+from ensq.config.splines import filled_in
 from ensq.config.structs import RunConfig
 from ensq.errors import ConfigError
 
@@ -25,7 +30,9 @@ _MISSING = re.compile(r"Object missing required field `(?P<key>.*)`")
 _NUMBER_AS_TEXT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 _MAX_BYTES = 4 * 1024 * 1024
 
-# Keys of older files that would be misread if they were taken by name.
+_AFTER = " (the file is in an older form; keys are named as in ensq's)"
+
+# Keys of the older form, which --set does not take: it comes after the translation.
 _HINTS = {
     "decay_steps": "older files mean a cosine over 2 x decay_steps; write total_steps, which "
     "includes the warm-up",
@@ -35,16 +42,68 @@ _HINTS = {
 }
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A configuration, and what there is to say about the file that it came from."""
+
+    config: RunConfig
+    notes: tuple[Note, ...]
+
+
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a configuration file and apply ``KEY=VALUE`` overrides.
+    """Read a configuration file, of ensq's form or the older one, and apply ``KEY=VALUE``s.
 
     Raises ConfigError, whose text names the file and the key.
     """
-    return parse(_read(path), str(path), overrides)
+    return load_with_notes(path, overrides).config
+
+
+def load_with_notes(path: Path, overrides: Sequence[str] = ()) -> Loaded:
+    """The same, with what was translated and what deserves a look."""
+    config, notes = _parse(_read(path), str(path), overrides)
+    config = filled_in(config, path)
+    return Loaded(config, (*notes, *lint(config)))
 
 
 def parse(text: str, source: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration in ``text``; ``source`` is what errors call it."""
+    """The configuration in ``text``; ``source`` is what errors call it.
+
+    A file of splines is not read: the text has no place to look beside.
+    """
+    return parse_with_notes(text, source, overrides).config
+
+
+def parse_with_notes(text: str, source: str, overrides: Sequence[str] = ()) -> Loaded:
+    """The same, with notes."""
+    config, notes = _parse(text, source, overrides)
+    return Loaded(config, (*notes, *lint(config)))
+
+
+def _parse(text: str, source: str, overrides: Sequence[str]) -> tuple[RunConfig, list[Note]]:
+    """The configuration and what was translated. Overrides are in ensq's form and come after."""
+    tree = _tree(text, source)
+    notes: list[Note] = []
+    older = bool(older_keys(tree))
+    if older:
+        _check_tree(tree, source)
+        try:
+            tree, notes = translate(tree)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}") from error
+        except RecursionError as error:
+            raise ConfigError(f"{source}: nested too deeply") from error
+    for override in overrides:
+        _apply(tree, override)
+    _check_tree(tree, source)
+    try:
+        config = msgspec.convert(tree, RunConfig, strict=True)
+    except (msgspec.ValidationError, RecursionError) as error:
+        message = f"{source}: {_explain(str(error), tree)}"
+        raise ConfigError(message + (_AFTER if older else "")) from error
+    return config, notes
+
+
+def _tree(text: str, source: str) -> dict[str, Any]:
     try:
         tree = yaml.load(text, _Loader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
@@ -54,13 +113,7 @@ def parse(text: str, source: str, overrides: Sequence[str] = ()) -> RunConfig:
             f"{source}: a configuration is a mapping with the sections {', '.join(_REQUIRED)}; "
             f"this file holds {_kind(tree)}"
         )
-    for override in overrides:
-        _apply(tree, override)
-    _check_tree(tree, source)
-    try:
-        return msgspec.convert(tree, RunConfig, strict=True)
-    except (msgspec.ValidationError, RecursionError) as error:
-        raise ConfigError(f"{source}: {_explain(str(error), tree)}") from error
+    return tree
 
 
 class _Loader(yaml.SafeLoader):

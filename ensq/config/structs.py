@@ -1,41 +1,33 @@
 """The run's configuration as frozen, strict structs: every key that ensq knows, with its default.
 
-Lengths are in Angstrom, angles in rad; energies in the unit that ``data.units.energy`` declares.
+Lengths are in Angstrom, angles in rad, energies in the run's unit (``RunConfig.unit``); data may
+come in other units (``data.units``) and are converted when they are read.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Annotated, Literal, get_args
 
-import msgspec
 from msgspec import Meta
 
-PositiveInt = Annotated[int, Meta(ge=1)]
-NonNegativeInt = Annotated[int, Meta(ge=0)]
-Positive = Annotated[float, Meta(gt=0)]
-NonNegative = Annotated[float, Meta(ge=0)]
-Fraction = Annotated[float, Meta(gt=0, lt=1)]
-# Seeds are 32-bit, so that they mean the same with and without JAX's 64-bit mode.
-Seed = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+from ensq.config.base import (
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    PositiveInt,
+    Seed,
+    Strict,
+    finite,
+)
+from ensq.config.model import ModelConfig
 
 OptimizerName = Literal[
     "adam", "adamw", "adabelief", "yogi", "lion", "sgd_nesterov", "polyak_sgd", "fromage"
 ]
 OPTIMIZERS: tuple[str, ...] = get_args(OptimizerName)
 FILE_STEM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}")
-
-
-class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A struct that refuses keys it does not know."""
-
-
-def finite(**values: float | None) -> None:
-    """Raise ValueError for NaN or infinity, which YAML can write as .nan and .inf."""
-    for key, value in values.items():
-        if value is not None and not math.isfinite(value):
-            raise ValueError(f"{key} must be a finite number, not {value}")
 
 
 class EnsembleConfig(Strict, frozen=True):
@@ -61,9 +53,19 @@ class SplitConfig(Strict, frozen=True):
 
 
 class UnitsConfig(Strict, frozen=True):
-    """Units of the data; forces are energy per Angstrom."""
+    """Units of the data; forces are energy per length."""
 
-    energy: Literal["kcal/mol", "eV"] = "kcal/mol"
+    energy: Literal["kcal/mol", "kJ/mol", "eV", "Hartree"] = "kcal/mol"
+    length: Literal["Angstrom", "nm", "Bohr"] = "Angstrom"
+
+
+class KeysConfig(Strict, frozen=True):
+    """Names of the arrays in the data file; null: the usual ones (docs/data.md)."""
+
+    R: str | None = None
+    F: str | None = None
+    U: str | None = None
+    species: str | None = None
 
 
 class DataConfig(Strict, frozen=True):
@@ -74,87 +76,10 @@ class DataConfig(Strict, frozen=True):
     seed: Seed = 0  # of the split and of the order of batches: the same for all members
     split: SplitConfig = SplitConfig()
     units: UnitsConfig = UnitsConfig()
-
-
-class AllegroConfig(Strict, frozen=True):
-    """The Allegro network (Musaelian et al., Nat. Commun. 14, 579 (2023))."""
-
-    max_ell: Annotated[int, Meta(ge=0, le=3)] = 1
-    num_layers: Annotated[int, Meta(ge=1, le=4)] = 1
-    n_channels: PositiveInt = 16
-    n_radial_basis: PositiveInt = 8
-    envelope_p: Annotated[int, Meta(ge=2)] = 6
-    mlp_n_hidden: PositiveInt = 32
-    mlp_n_layers: PositiveInt = 1
-    avg_num_neighbors: Positive | None = None  # null: from the training frames
-    # o3: features have a parity, mirror images get one energy (atomistic potentials);
-    # so3: they have none, and chiral coarse-grained molecules can be told from their images.
-    symmetry: Literal["o3", "so3"] = "o3"
-
-    def __post_init__(self) -> None:
-        finite(avg_num_neighbors=self.avg_num_neighbors)
-        if self.symmetry == "so3" and self.max_ell == 0:
-            raise ValueError(
-                "symmetry: so3 needs max_ell of 1 or more; distances alone have no handedness"
-            )
-
-
-class PriorWeights(Strict, frozen=True):
-    """Factors of the terms of the prior."""
-
-    bond: float = 0.5
-    angle: float = 0.1
-    dihedral: float = 0.15
-    repulsive: float = 0.25
-    excluded_volume: float = 1.0
-
-    def __post_init__(self) -> None:
-        finite(**{key: getattr(self, key) for key in self.__struct_fields__})
-
-
-class PriorsConfig(Strict, frozen=True):
-    """Terms over a linear chain of beads; a term whose parameters are absent is absent.
-
-    bond 1/2 kr (r - r0)^2; angle sum_n a_n cos(n theta) + b_n sin(n theta);
-    dihedral sum_n k_n (1 + cos(n phi - gamma_n)), n from 1; repulsion epsilon (sigma/r)^4 for
-    |i-j| >= 6; excluded volume epsilon_ex (sigma_ex/r)^4 for 2 <= |i-j| <= 5.
-    """
-
-    weights: PriorWeights = PriorWeights()
-    r0: Positive | None = None
-    kr: NonNegative | None = None
-    a: tuple[float, ...] = ()
-    b: tuple[float, ...] = ()
-    k_dih: tuple[float, ...] = ()
-    gamma_dih: tuple[float, ...] = ()
-    epsilon: NonNegative | None = None
-    sigma: Positive | None = None
-    epsilon_ex: NonNegative | None = None
-    sigma_ex: Positive | None = None
-
-    def __post_init__(self) -> None:
-        for one, two in (("r0", "kr"), ("epsilon", "sigma"), ("epsilon_ex", "sigma_ex")):
-            if (getattr(self, one) is None) != (getattr(self, two) is None):
-                raise ValueError(f"{one} and {two} go together: give both or neither")
-        for one, two in (("a", "b"), ("k_dih", "gamma_dih")):
-            if len(getattr(self, one)) != len(getattr(self, two)):
-                raise ValueError(f"{one} and {two} must have the same number of entries")
-        for key in ("a", "b", "k_dih", "gamma_dih"):
-            for value in getattr(self, key):
-                finite(**{key: value})
-
-
-class ModelConfig(Strict, frozen=True):
-    """The potential: a network, plus priors if wanted."""
-
-    cutoff: Positive
-    ml_model: Literal["allegro"] = "allegro"
-    allegro: AllegroConfig = AllegroConfig()
-    use_priors: bool = False
-    priors: PriorsConfig = PriorsConfig()
-
-    def __post_init__(self) -> None:
-        finite(cutoff=self.cutoff)
+    keys: KeysConfig = KeysConfig()
+    # Frames of different sizes are grouped, so that little is computed on padding; each group
+    # compiles a program of its own.
+    max_buckets: Annotated[int, Meta(ge=1, le=16)] = 4
 
 
 class StageConfig(Strict, frozen=True):
@@ -188,6 +113,11 @@ class TrainingConfig(Strict, frozen=True):
     ema_decay: Fraction | None = None  # if set, averaged parameters are evaluated and exported
     precision: Literal["float32", "float64"] = "float32"
     export_path: str | None = None  # null: exported_models in the run folder
+    # Fit the priors' parameters alone (L-BFGS, the loss above) before the first stage.
+    pretrain_prior: bool = False
+    pretrain_prior_min_steps: NonNegativeInt = 10
+    pretrain_prior_max_steps: PositiveInt = 200
+    pretrain_prior_tol_grad: Positive = 1e-6  # stop at this norm of the gradient
 
 
 class OptimizerSettings(Strict, frozen=True):
@@ -203,6 +133,9 @@ class OptimizerSettings(Strict, frozen=True):
     beta2: Annotated[float, Meta(ge=0, lt=1)] = 0.999
     eps: Positive | None = None  # null: the optimiser's own
     weight_decay: NonNegative = 0.0
+    # true: the decay is added to the gradient before the optimiser (L2), as older files mean it;
+    # false: taken off the parameters beside it (decoupled, as in AdamW).
+    decay_by_gradient: bool = False
     momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.9
 
     def __post_init__(self) -> None:
@@ -226,6 +159,15 @@ class OptimizerConfig(Strict, frozen=True):
     fromage: OptimizerSettings = OptimizerSettings()
 
 
+class ExportConfig(Strict, frozen=True):
+    """What finalize writes besides the best model."""
+
+    # embedded: the priors are part of the .mlir (one rank, no sorting of atoms);
+    # native: the .mlir holds the network alone, the priors are LAMMPS input beside it.
+    priors: Literal["embedded", "native"] = "embedded"
+    ensemble_mean: bool = True  # the mean of all members' energies as one more model
+
+
 class RunConfig(Strict, frozen=True):
     """One run: everything that decides what is trained."""
 
@@ -234,6 +176,10 @@ class RunConfig(Strict, frozen=True):
     training: TrainingConfig
     optimizer: OptimizerConfig = OptimizerConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
+    export: ExportConfig = ExportConfig()
+    # Of the model, its priors, losses and exports; null: kcal/mol for data in kcal/mol or kJ/mol,
+    # eV for data in eV or Hartree.
+    energy_unit: Literal["kcal/mol", "eV"] | None = None
     model_context: str = "model"  # the stem of the exported files' names
     seed: Seed = 42  # of the one model, when no ensemble is trained
     protein_name: str | None = None
@@ -245,9 +191,18 @@ class RunConfig(Strict, frozen=True):
                 "model_context becomes part of file names: use letters, digits and _ . + - only, "
                 f"at most 100, starting with a letter or digit; got {self.model_context!r}"
             )
+        if self.training.pretrain_prior and not self.model.use_priors:
+            raise ValueError("training.pretrain_prior needs model.use_priors: true")
         last = self.ensemble.base_seed + self.ensemble.n_models - 1
         if self.ensemble.enabled and last > 2**31 - 1:
             raise ValueError(f"ensemble: the last seed would be {last}, over {2**31 - 1}")
+
+    @property
+    def unit(self) -> Literal["kcal/mol", "eV"]:
+        """The unit of all energies of this run; lengths are in Angstrom."""
+        if self.energy_unit is not None:
+            return self.energy_unit
+        return "kcal/mol" if self.data.units.energy in ("kcal/mol", "kJ/mol") else "eV"
 
     def get_ensemble_config(self) -> EnsembleConfig:
         """The ensemble section with the plan's defaults for what the file leaves out."""

@@ -1,0 +1,152 @@
+"""The file of spline priors (NPZ), read into the configuration so that it stands alone.
+
+``bond_knots`` [K], ``bond_coeffs`` [K-1,4], the same for ``angle`` and ``dih`` (Angstrom or rad;
+kcal/mol); by species of the central bead ``angle_type_knots`` [S,K], ``angle_type_coeffs``
+[S,K-1,4] and ``angle_type_mask`` [S], 0 where the angle's own spline counts. Other arrays say how
+the file was made and are not read. NumPy is imported when a file is read, not before.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ensq.config.model import SplineConfig, SplinesConfig
+from ensq.config.structs import RunConfig
+from ensq.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float64]
+
+_TERMS = ("bond", "angle", "dih")
+_PARTS = ("knots", "coeffs")
+_TYPES = ("angle_type_knots", "angle_type_coeffs", "angle_type_mask")
+_MAX_BYTES = 64 * 1024 * 1024
+
+
+def filled_in(config: RunConfig, source: Path) -> RunConfig:
+    """The configuration with the splines of its ``spline_file``, if it uses one.
+
+    Args:
+        config: Left as it is if splines are off, or stand in it already.
+        source: The configuration's file; the splines are looked up in its folder, then in the
+            working one.
+
+    Raises:
+        ConfigError: The file is missing, damaged or holds something else.
+    """
+    priors = config.model.priors
+    if not priors.use_spline_priors or priors.splines is not None or priors.spline_file is None:
+        return config
+    path = _find(priors.spline_file, source)
+    splines = read(path, types=priors.residue_specific_angles)
+    if splines.dih is not None and priors.dihedral_sign == -1 and _after_iupac(path):
+        raise ConfigError(
+            f"{source}: model.priors.dihedral_sign is -1 (the sign of older files), but {path} "
+            "says that its dihedrals are after IUPAC; set model.priors.dihedral_sign: 1"
+        )
+    replace = msgspec.structs.replace
+    model = replace(config.model, priors=replace(priors, splines=splines))
+    return replace(config, model=model)
+
+
+def _after_iupac(path: Path) -> bool:
+    """Whether a file that could be read says so of its dihedrals."""
+    import numpy as np
+
+    with np.load(path, allow_pickle=False) as archive:
+        return "dihedral_convention" in archive and str(archive["dihedral_convention"]) == "IUPAC"
+
+
+def _find(name: str, source: Path) -> Path:
+    places = [source.parent / name, Path(name)]
+    try:
+        for place in places:
+            if place.is_file():
+                return place
+    except ValueError as error:  # a NUL in the name
+        raise ConfigError(
+            f"{source}: model.priors.spline_file: {name!r} is no file name"
+        ) from error
+    looked = " and ".join(dict.fromkeys(str(place.absolute()) for place in places))
+    raise ConfigError(f"{source}: model.priors.spline_file: no such file; looked for {looked}")
+
+
+def read(path: Path, types: bool) -> SplinesConfig:
+    """The splines of a file; with ``types`` those by species, too. Raises ConfigError."""
+    arrays = _arrays(path, (*(f"{term}_{part}" for term in _TERMS for part in _PARTS), *_TYPES))
+    splines: dict[str, SplineConfig] = {}
+    for term in _TERMS:
+        knots, coeffs = arrays.get(f"{term}_knots"), arrays.get(f"{term}_coeffs")
+        if (knots is None) != (coeffs is None):
+            raise ConfigError(f"{path}: {term}_knots and {term}_coeffs go together")
+        if knots is not None and coeffs is not None:
+            splines[term] = _spline(path, term, knots, coeffs)
+    if not splines:
+        raise ConfigError(
+            f"{path}: no splines in it: expected bond_knots, bond_coeffs, angle_knots, "
+            "angle_coeffs, dih_knots, dih_coeffs"
+        )
+    angle_types = _by_species(path, arrays) if types else ()
+    return SplinesConfig(**splines, angle_types=angle_types)
+
+
+def _arrays(path: Path, names: tuple[str, ...]) -> dict[str, Array]:
+    """The arrays of these names that the file holds, as float64."""
+    import numpy as np
+
+    found = {}
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise ConfigError(f"{path}: larger than 64 MiB, so not a file of splines")
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise ConfigError(f"{path}: holds one array; an NPZ file of splines is expected")
+            for name in names:
+                if name in archive:
+                    found[name] = np.asarray(archive[name], dtype=np.float64)
+    except (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        what = " ".join(str(error).split())[:120]
+        if "pickle" in what:
+            what = "pickled data, which ensq never loads; write plain arrays with numpy.savez"
+        raise ConfigError(f"{path}: not a readable NPZ file of splines: {what}") from error
+    return found
+
+
+def _spline(path: Path, name: str, knots: Array, coeffs: Array) -> SplineConfig:
+    if knots.ndim != 1 or coeffs.shape != (len(knots) - 1, 4):
+        raise ConfigError(
+            f"{path}: {name}_knots has shape {list(knots.shape)} and {name}_coeffs "
+            f"{list(coeffs.shape)}; expected [K] and [K-1, 4]"
+        )
+    rows: Any = tuple(tuple(row) for row in coeffs.tolist())
+    try:
+        return SplineConfig(knots=tuple(knots.tolist()), coeffs=rows)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {name}: {error}") from error
+
+
+def _by_species(path: Path, arrays: dict[str, Array]) -> tuple[SplineConfig | None, ...]:
+    missing = [name for name in _TYPES if name not in arrays]
+    if missing:
+        raise ConfigError(
+            f"{path}: {', '.join(missing)} missing, which model.priors.residue_specific_angles "
+            "needs"
+        )
+    knots, coeffs, mask = (arrays[name] for name in _TYPES)
+    if mask.ndim != 1 or not len(mask) == len(knots) == len(coeffs):
+        raise ConfigError(
+            f"{path}: angle_type_knots, angle_type_coeffs and angle_type_mask must have one entry "
+            f"per species; shapes {list(knots.shape)}, {list(coeffs.shape)}, {list(mask.shape)}"
+        )
+    return tuple(
+        _spline(path, f"angle_type {s}", knots[s], coeffs[s]) if mask[s] else None
+        for s in range(len(mask))
+    )
