@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,14 @@ import numpy as np
 import pytest
 from jax.experimental import enable_x64
 
-from ensq.config.structs import AllegroConfig, ModelConfig, PriorsConfig, PriorWeights
+from ensq.config.model import (
+    AllegroConfig,
+    DimeNetConfig,
+    ModelConfig,
+    PriorsConfig,
+    PriorWeights,
+)
 from ensq.train.models import DataStatistics, EnergyModel, Frames, build_model
-from ensq.train.models.allegro import Allegro
 from ensq.train.neighbours import build_neighbours
 
 CUTOFF = 4.0
@@ -72,9 +77,41 @@ def make_model(kind: Kind, priors: PriorsConfig | None = None) -> EnergyModel:
         cutoff=CUTOFF,
         allegro=allegro,
         use_priors=priors is not None,
+        train_priors=priors is not None,
         priors=priors or PriorsConfig(),
     )
     return build_model(config, DataStatistics(SPECIES, 4.0, SHIFTS, 3.0))
+
+
+STATISTICS = DataStatistics(SPECIES, 4.0, SHIFTS, 3.0)
+SMALL_DIMENET = DimeNetConfig(
+    embed_size=8, n_interaction_blocks=1, num_rbf=3, num_sbf=3, num_dense_out=1
+)
+
+
+@functools.cache
+def model_of(subject: str) -> EnergyModel:
+    """A small model of each sort that ensq knows, by a name for the tests."""
+    if subject.startswith("allegro"):
+        _, ell, layers, symmetry = subject.split("-")
+        return make_model((int(ell), int(layers), symmetry))
+    if subject == "priors":
+        config = ModelConfig(cutoff=CUTOFF, prior_only=True, use_priors=True, priors=PRIORS)
+    elif subject == "own":
+        config = ModelConfig(cutoff=CUTOFF, ml_model="own_model:build", options={"hidden": 5})
+    else:
+        config = ModelConfig(cutoff=CUTOFF, ml_model=subject, dimenetpp=SMALL_DIMENET)
+    return build_model(config, STATISTICS)
+
+
+def helix(beads: int = 8) -> np.ndarray:
+    turn = np.deg2rad(100.0) * np.arange(beads)
+    return np.stack([1.2 * np.cos(turn), 1.2 * np.sin(turn), 0.8 * np.arange(beads)], axis=-1)
+
+
+def rotation(seed: int = 5) -> np.ndarray:
+    matrix, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))
+    return matrix * np.linalg.det(matrix)
 
 
 def chain(seed: int = 0, beads: int = BEADS) -> tuple[np.ndarray, np.ndarray]:
@@ -114,22 +151,30 @@ def frames_of(
 
 
 @functools.cache
-def initial(network: Allegro) -> Any:
+def initial(model: EnergyModel) -> Any:
     with enable_x64():
-        params = compile_fast(network.init, static_argnums=1)(jax.random.key(1), np.float64)
-        # the small first readout would hide differences
-        params["readout"]["w1"] = params["readout"]["w1"] * 10.0
+        params = compile_fast(model.init)(jax.random.key(1), frames_of(*chain()))
+        if "readout" in params.get("network", {}):
+            # the small first readout would hide differences
+            readout = params["network"]["readout"]
+            readout["w1"] = readout["w1"] * 10.0
         return jax.tree.map(np.asarray, params)
 
 
 def parameters(model: EnergyModel, dtype: Any = np.float64) -> Any:
-    return jax.tree.map(lambda p: p.astype(dtype), initial(model.network))
+    return jax.tree.map(lambda p: p.astype(dtype), initial(model))
 
 
 @functools.cache
 def compiled(model: EnergyModel, what: str) -> Any:
     """One jitted function for each model: shapes and dtypes it has met are not compiled again."""
-    functions = {"forces": model.energy_and_forces, "beads": model.per_bead_energy}
+    functions = {
+        "forces": model.energy_and_forces,
+        "beads": model.per_bead_energy,
+    }
+    if what == "all":
+        # optimised as in a training: which bits change depends on it
+        return jax.jit(functools.partial(everything, model))
     return (
         compile_fast(functions[what]) if what in functions else compile_fast(force_gradient(model))
     )
@@ -142,6 +187,22 @@ def evaluate(model: EnergyModel, params: Any, frames: Frames) -> tuple[np.ndarra
 
 def bead_energies(model: EnergyModel, params: Any, frames: Frames) -> np.ndarray:
     return np.asarray(compiled(model, "beads")(params, frames))
+
+
+def everything(model: EnergyModel, params: Any, frames: Frames) -> Any:
+    return *model.energy_and_forces(params, frames), model.per_bead_energy(params, frames)
+
+
+class Measured(NamedTuple):
+    """What a model says of some frames."""
+
+    energy: np.ndarray  # [B]
+    forces: np.ndarray  # [B, N, 3]
+    beads: np.ndarray  # [B, N]
+
+
+def measure(model: EnergyModel, params: Any, frames: Frames) -> Measured:
+    return Measured(*(np.asarray(x) for x in compiled(model, "all")(params, frames)))
 
 
 def squares(model: EnergyModel, params: Any, frames: Frames) -> Any:

@@ -25,25 +25,17 @@ from model_tools import (
     evaluate,
     every_network,
     frames_of,
+    helix,
     make_model,
     name_of,
     parameters,
+    rotation,
     two_networks,
 )
 
-from ensq.config.structs import AllegroConfig, ModelConfig
+from ensq.config.model import AllegroConfig, ModelConfig
 from ensq.train.models import DataStatistics, build_model, graph
 from ensq.train.models.tensor import spherical_harmonics
-
-
-def rotation(seed: int = 5) -> np.ndarray:
-    matrix, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))
-    return matrix * np.linalg.det(matrix)
-
-
-def helix(beads: int = 8) -> np.ndarray:
-    turn = np.deg2rad(100.0) * np.arange(beads)
-    return np.stack([1.2 * np.cos(turn), 1.2 * np.sin(turn), 0.8 * np.arange(beads)], axis=-1)
 
 
 @pytest.fixture
@@ -233,8 +225,9 @@ def test_bead_energies_sum_to_the_total_and_shifts_are_in_them():
 def test_first_forces_are_below_the_energy_scale(network):
     positions, species = chain()
     model = make_model(network)
-    params = dict(parameters(model))
-    params["readout"] = {**params["readout"], "w1": params["readout"]["w1"] / 10.0}  # as at first
+    network = parameters(model)["network"]
+    readout = {**network["readout"], "w1": network["readout"]["w1"] / 10.0}  # as at first
+    params = {"network": {**network, "readout": readout}}
     _, forces = evaluate(model, params, frames_of(positions, species))
     assert 0 < np.sqrt(np.mean(np.square(forces))) < model.energy_scale
 

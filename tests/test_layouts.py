@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 from jax import export
 from jax.experimental import enable_x64
+from jaxtyping import TypeCheckError
 from model_tools import (
     BEADS,
     NETWORKS,
@@ -30,6 +33,9 @@ from model_tools import (
     two_networks,
 )
 
+from ensq.train import loss
+from ensq.train.models import EnergyModel, Frames, graph
+from ensq.train.models.dense import linear
 from ensq.train.models.graph import bead_sums, edge_vectors
 
 
@@ -138,11 +144,61 @@ def test_members_of_a_pack_get_what_each_gets_alone():
     positions, species = chain()
     frames = frames_of(positions, species)
     model = make_model(NETWORKS[0], PRIORS)
-    init = compile_fast(model.init, static_argnums=1)
-    members = [init(jax.random.key(k), np.float64) for k in (0, 1)]
+    init = compile_fast(model.init)
+    members = [init(jax.random.key(k), frames) for k in (0, 1)]
     pack = jax.tree.map(lambda *p: np.stack(p), *members)
     gradients = compile_fast(jax.vmap(force_gradient(model), in_axes=(0, None)))(pack, frames)
     for k, member in enumerate(members):
         alone = jax.tree.leaves(compiled(model, "gradient")(member, frames))
         for one, two in zip(alone, jax.tree.leaves(gradients), strict=True):
             np.testing.assert_allclose(np.asarray(two)[k], one, rtol=1e-7, atol=1e-9)
+
+
+# -- shapes in signatures ----------------------------------------------------------------------
+
+
+def test_the_checker_refuses_arrays_of_a_wrong_shape_or_kind() -> None:
+    frames = frames_of(*chain(), dtype=np.float32)
+    wrong: list[Frames] = [
+        frames._replace(R=frames.R[..., :2]),
+        frames._replace(R=frames.R.swapaxes(0, 1)),  # as many numbers as there should be
+        frames._replace(species=frames.species.astype(np.float32)),
+        frames._replace(species=frames.species[:, :-1]),
+        frames._replace(species=frames.species.T),
+        frames._replace(nbr=frames.nbr[..., :-1]),
+        frames._replace(rev=frames.rev.astype(np.float32)),
+        frames._replace(nbr_mask=frames.nbr_mask[..., :-1]),
+        frames._replace(offset=jnp.zeros((*frames.nbr.shape, 2), jnp.float32)),
+    ]
+    for one in wrong:
+        with pytest.raises(TypeCheckError):
+            graph.padded_graph(one, 4.0)
+    graph.padded_graph(frames, 4.0)
+    with pytest.raises(TypeCheckError):
+        edge_vectors(jnp.zeros((3, 4)), *(jnp.zeros((2, 5), int),) * 2, jnp.zeros((2, 5), bool))
+    with pytest.raises(TypeCheckError):
+        linear(jnp.zeros((2, 3)), jnp.zeros((4, 5)))
+    with pytest.raises(TypeCheckError):
+        loss.masked_force_error(jnp.zeros((2, 4, 3)), jnp.zeros((2, 4, 3)), jnp.zeros((2, 5)))
+    with pytest.raises(TypeCheckError):
+        loss.frame_errors(
+            jnp.zeros(2), jnp.zeros((2, 4, 3)), jnp.zeros((2, 1)), *[jnp.zeros((2, 4, 3))] * 2
+        )
+
+
+def test_outside_the_tests_nothing_is_checked() -> None:
+    program = """
+import sys
+from ensq.train import loss, models
+from ensq.train.models import base, dense
+assert "beartype" not in sys.modules, "a checker is loaded"
+for function in (loss.frame_errors, base.EnergyModel.per_bead_energy, dense.linear.fun):
+    assert not hasattr(function, "__wrapped__"), function
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_in_the_tests_functions_are_wrapped_by_the_checker() -> None:
+    for function in (loss.frame_errors, EnergyModel.per_bead_energy, linear.fun):
+        assert hasattr(function, "__wrapped__")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -11,8 +12,10 @@ import numpy as np
 import pytest
 from jax import export
 from jax.experimental import enable_x64
+from model_tools import PRIORS, compile_fast, force_gradient, frames_of, make_model
+from model_tools import chain as beads_of_model
 
-from ensq.config.structs import PriorsConfig, PriorWeights
+from ensq.config.model import PriorsConfig, PriorWeights
 from ensq.train.models.priors import ChainPriors
 
 ONE = PriorWeights(bond=1.0, angle=1.0, dihedral=1.0, repulsive=1.0, excluded_volume=1.0)
@@ -101,7 +104,8 @@ def function(config: PriorsConfig) -> Any:
     priors = ChainPriors(config)
 
     def total(x: Any, real: Any) -> Any:
-        beads = priors.per_bead_energy(x, real)
+        species = jnp.zeros(real.shape, jnp.int32)
+        beads = priors.per_bead_energy(priors.init(x.dtype), x, real, species)
         return beads.sum(), beads
 
     # unoptimised machine code: compiling takes less time
@@ -191,6 +195,37 @@ def test_undefined_geometry_gives_finite_energies_and_forces(term, dtype):
             assert np.isfinite(beads).all() and np.isfinite(gradient).all()
 
 
+def test_undefined_geometry_gives_finite_gradients_of_forces():
+    """By positions and by parameters: what training with ``train_priors`` needs."""
+    priors, real = ChainPriors(ALL), jnp.arange(10) < 8
+
+    def loss(params: Any, x: Any) -> Any:
+        def energy(y: Any) -> Any:
+            return priors.per_bead_energy(params, y, real, jnp.zeros(10, jnp.int32)).sum()
+
+        return jnp.square(jax.grad(energy)(x)).sum()
+
+    gradients = compile_fast(jax.grad(loss, argnums=(0, 1)))
+    straight = np.arange(10.0)[:, None] * [3.8, 0.0, 0.0]
+    flat = np.stack([3.3 * np.arange(10), 1.9 * (np.arange(10) % 2), np.zeros(10)], axis=-1)
+    for x in (straight, flat, np.zeros((10, 3)), chain()):
+        found = gradients(priors.init(), jnp.asarray(x, jnp.float32))
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+
+
+def test_members_of_an_ensemble_have_parameters_of_their_own():
+    """One mapped function over stacked parameters."""
+    priors, x = ChainPriors(ALL), jnp.asarray(chain(), jnp.float32)
+    arguments = (x, jnp.ones(10, bool), jnp.zeros(10, jnp.int32))
+    one = priors.init()
+    two = {key: 1.1 * value for key, value in one.items()}
+    stacked = jax.tree.map(lambda a, b: jnp.stack([a, b]), one, two)
+    both = jax.vmap(lambda params: priors.per_bead_energy(params, *arguments))(stacked)
+    for got, params in zip(both, (one, two), strict=True):
+        np.testing.assert_allclose(got, priors.per_bead_energy(params, *arguments), rtol=1e-5)
+    assert not np.allclose(both[0], both[1])
+
+
 def test_energy_ignores_rotation_and_translation():
     x = chain()
     turn, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))
@@ -205,7 +240,9 @@ def test_frames_of_a_batch_do_not_see_each_other():
     x = np.stack([chain(seed=seed) for seed in range(3)])
     real = np.arange(10) < np.array([[10], [6], [3]])
     with enable_x64():
-        batch = np.asarray(ChainPriors(ALL).per_bead_energy(jnp.asarray(x), jnp.asarray(real)))
+        priors, species = ChainPriors(ALL), jnp.zeros(real.shape, jnp.int32)
+        arguments = (priors.init(float), jnp.asarray(x), jnp.asarray(real), species)
+        batch = np.asarray(priors.per_bead_energy(*arguments))
     for one, frame, mask in zip(batch, x, real, strict=True):
         np.testing.assert_allclose(one, evaluate(ALL, frame, mask)[0], rtol=1e-9)
 
@@ -219,3 +256,57 @@ def test_the_number_of_beads_may_be_symbolic():
         x = jnp.asarray(chain(beads), jnp.float32)
         (_, got), _ = exported.call(x, jnp.ones(beads, bool))
         np.testing.assert_allclose(got, evaluate(ALL, np.asarray(x, float))[0], rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def force_gradients() -> dict[bool, Any]:
+    """Gradients of a force loss by all parameters, of a network with priors."""
+    model = make_model((0, 1, "o3"), PRIORS)
+    positions, species = beads_of_model()
+    # all bonds of this chain have the length r0: stretched, so that kr matters
+    frames = frames_of(1.05 * positions, species, dtype=np.float32)
+    params = model.init(jax.random.key(0), frames)
+    found = {}
+    for trained in (True, False):
+        chosen = dataclasses.replace(model, train_priors=trained)
+        found[trained] = compile_fast(force_gradient(chosen))(params, frames)
+    return found
+
+
+def test_training_the_priors_reaches_each_of_their_numbers(force_gradients):
+    gradients = force_gradients[True]["priors"]
+    assert set(gradients) == {
+        *("r0", "kr", "a", "b", "k_dih", "gamma_dih"),
+        *("epsilon", "sigma", "epsilon_ex", "sigma_ex"),
+    }
+    for key, value in gradients.items():
+        assert np.isfinite(value).all() and np.abs(value).min() > 1e-6, key
+
+
+def test_priors_that_are_not_trained_get_no_gradient_and_the_network_the_same(force_gradients):
+    trained, fixed = force_gradients[True], force_gradients[False]
+    assert not any(np.asarray(value).any() for value in fixed["priors"].values())
+    for one, two in zip(*(jax.tree.leaves(g["network"]) for g in (trained, fixed)), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
+    assert any(np.asarray(x).any() for x in jax.tree.leaves(fixed["network"]))
+
+
+def test_a_term_without_weight_has_no_numbers_to_train():
+    weights = PriorWeights(bond=0.0, dihedral=0.0)
+    config = PriorsConfig(weights=weights, r0=3.8, kr=1.0, a=A, b=B, k_dih=K, gamma_dih=GAMMA)
+    assert set(ChainPriors(config).init()) == {"a", "b"}
+
+
+def test_the_other_dihedral_sign_is_the_potential_of_the_mirror_image() -> None:
+    def energy(sign: int, hand: int) -> float:
+        config = PriorsConfig(
+            k_dih=(0.5, 0.2),
+            gamma_dih=(0.3, -1.0),
+            dihedral_sign=sign,  # type: ignore[arg-type]
+        )
+        priors, R = ChainPriors(config), jnp.asarray(helix() * [1, hand, 1])
+        real, species = jnp.ones(len(R), bool), jnp.zeros(len(R), jnp.int32)
+        return float(priors.per_bead_energy(priors.init(), R, real, species).sum())
+
+    assert energy(-1, 1) == pytest.approx(energy(1, -1), rel=1e-5)
+    assert energy(-1, 1) != pytest.approx(energy(1, 1), rel=1e-2)

@@ -23,14 +23,15 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float, Int, PRNGKeyArray
 
-from ensq.config.structs import AllegroConfig
-from ensq.train.models.dense import linear
+from ensq.config.model import AllegroConfig
+from ensq.train.models.dense import Weights, linear
 from ensq.train.models.graph import Graph
 from ensq.train.models.tensor import Irrep, Path, contract, paths, spherical_harmonics
 
@@ -54,11 +55,9 @@ class Allegro:
     cutoff: float
     n_species: int
     avg_num_neighbors: float
+    parity: bool  # whether features carry one (o3)
 
-    @property
-    def parity(self) -> bool:
-        """Whether features carry a parity (o3)."""
-        return self.config.symmetry == "o3"
+    hops: ClassVar[int] = 1  # a bead's energy depends on its neighbours within the cutoff only
 
     @property
     def degrees(self) -> int:
@@ -84,12 +83,13 @@ class Allegro:
             features = tuple(sorted({path.out for path in layers[-1]}))
         return tuple(layers)
 
-    def init(self, key: Array, dtype: Any = jnp.float32) -> Params:
-        """Random parameters: a nested dict of arrays [out, in]."""
+    def init(self, key: PRNGKeyArray, batch: Graph) -> Params:
+        """Random parameters: a nested dict of arrays [out, in], in the precision of ``batch``."""
+        dtype = batch.vectors.dtype
         cfg, hidden, channels = self.config, self.config.mlp_n_hidden, self.config.n_channels
         draws = itertools.count()
 
-        def weight(out: int, fan_in: int, gain: float = 1.0) -> Array:
+        def weight(out: int, fan_in: int, gain: float = 1.0) -> Float[Array, "{out} {fan_in}"]:
             own_key = jax.random.fold_in(key, next(draws))
             normal = jax.random.normal(own_key, (out, fan_in), dtype)
             return normal * jnp.asarray(gain / math.sqrt(fan_in), dtype)
@@ -125,9 +125,9 @@ class Allegro:
         }
         return params
 
-    def bead_energies(self, params: Params, graph: Graph) -> Array:
-        """Energy [A] of each bead, in units of the energy scale."""
-        cfg = self.config
+    def per_bead_energy(self, params: Params, batch: Graph) -> Float[Array, " A"]:
+        """Energy of each bead, in units of the energy scale."""
+        cfg, graph = self.config, batch
         radius = jnp.sqrt(jnp.sum(jnp.square(graph.vectors), axis=0))
         scaled = radius / self.cutoff
         envelope = jnp.where(graph.used, _envelope(scaled, cfg.envelope_p), 0.0)
@@ -162,8 +162,10 @@ class Allegro:
         energies = _mlp(params["readout"], x)[0] * weight
         return graph.collect(energies)
 
-    def _embed(self, params: Params, graph: Graph, scaled: Array) -> Array:
-        """Latent [hidden, *e] of each edge from its length and its two species."""
+    def _embed(
+        self, params: Params, graph: Graph, scaled: Float[Array, " *e"]
+    ) -> Float[Array, " hidden *e"]:
+        """Latent of each edge from its length and its two species."""
         dtype = scaled.dtype
         basis = _bessel(scaled, self.config.n_radial_basis)
         # one-hot products instead of a table look-up: its derivative would be a scatter
@@ -177,7 +179,9 @@ def _mix_name(out: Irrep) -> str:
     return f"mix_{out[0]}{'e' if out[1] == 1 else 'o'}"
 
 
-def _mlp(weights: Params, x: Array, bias: Array | None = None) -> Array:
+def _mlp(
+    weights: Params, x: Float[Array, "in *e"], bias: Float[Array, " hidden *e"] | None = None
+) -> Float[Array, " out *e"]:
     """Linear maps with silu between them; ``bias`` is added before the first silu."""
     x = linear(weights["w0"], x)
     if bias is not None:
@@ -187,25 +191,24 @@ def _mlp(weights: Params, x: Array, bias: Array | None = None) -> Array:
     return x
 
 
-def _one_hot(index: Array, classes: int, dtype: Any) -> Array:
-    """[*e] to [classes, *e]."""
+def _one_hot(index: Int[Array, " *e"], classes: int, dtype: Any) -> Float[Array, " {classes} *e"]:
     every = jnp.arange(classes, dtype=index.dtype)
     return (every.reshape(-1, *(1,) * index.ndim) == index).astype(dtype)
 
 
-def _per_degree(x: Array, degrees: int) -> list[Array]:
+def _per_degree(x: Float[Array, " n *e"], degrees: int) -> list[Float[Array, " C *e"]]:
     """[degrees * C, *e] to one [C, *e] for each degree."""
     return jnp.split(x, degrees, axis=0)
 
 
-def _envelope(x: Array, p: int) -> Array:
+def _envelope(x: Float[Array, " *e"], p: int) -> Float[Array, " *e"]:
     """Polynomial 1 at 0 and 0 at 1 with two derivatives (Gasteiger et al. 2020, eq. 8)."""
     a, b, c = (p + 1) * (p + 2) / 2, p * (p + 2), p * (p + 1) / 2
     return 1.0 - x**p * (a - x * (b - c * x))
 
 
-def _bessel(x: Array, count: int) -> Array:
-    """Functions sin(n pi x) / x [count, *e] of x = r / cutoff, of mean square 1 in the ball.
+def _bessel(x: Float[Array, " *e"], count: int) -> Float[Array, " {count} *e"]:
+    """Functions sin(n pi x) / x of x = r / cutoff, of mean square 1 in the ball.
 
     sin(n t) by the recurrence 2 cos(t) sin((n-1) t) - sin((n-2) t): one sine for all n.
     """
@@ -223,11 +226,11 @@ def _bessel(x: Array, count: int) -> Array:
 
 def _products(
     products: tuple[Path, ...],
-    features: dict[Irrep, list[Array]],
-    environment: list[list[Array]],
+    features: dict[Irrep, list[Float[Array, " C *e"]]],
+    environment: list[list[Float[Array, "C A"]]],
     graph: Graph,
-) -> dict[Irrep, list[list[Array]]]:
-    """For each irrep its products, each a list of components [C, *e]."""
+) -> dict[Irrep, list[list[Float[Array, " C *e"]]]]:
+    """For each irrep its products, each a list of components."""
     spread = [[graph.expand(c) for c in degree] for degree in environment]
     made: dict[Irrep, list[list[Array]]] = {}
     for path in products:
@@ -236,7 +239,9 @@ def _products(
     return made
 
 
-def _mix(weight: Array, parts: list[list[Array]]) -> list[Array]:
+def _mix(
+    weight: Float[Weights, "C n"], parts: list[list[Float[Array, " _ *e"]]]
+) -> list[Float[Array, " C *e"]]:
     """New channels of one irrep from all channels of all its products."""
     return [
         linear(weight, jnp.concatenate([part[m] for part in parts], axis=0))
@@ -245,9 +250,12 @@ def _mix(weight: Array, parts: list[list[Array]]) -> list[Array]:
 
 
 def _triple_product(
-    weights: Array, vector: list[Array], environment: list[Array], graph: Graph
-) -> Array:
-    """V . (env x W env), a pseudoscalar [C, *e], with ``weights`` W [C, C] over the channels.
+    weights: Float[Weights, "C C"],
+    vector: list[Float[Array, " C *e"]],
+    environment: list[Float[Array, "C A"]],
+    graph: Graph,
+) -> Float[Array, " C *e"]:
+    """V . (env x W env), a pseudoscalar, with ``weights`` W over the channels.
 
     The mixed channels make the cross product differ from 0 (turning the channels by one would do,
     but slices in every derivative cost a third of a step).

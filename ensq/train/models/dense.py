@@ -9,26 +9,30 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jaxtyping import Float
+
+Weights = Array | np.ndarray  # parameters come from NumPy where they are constants
 
 
 @jax.custom_vjp
-def linear(weight: Array, x: Array) -> Array:
-    """[out, in] times [in, *e] to [out, *e]."""
+def linear(weight: Float[Weights, "out in"], x: Float[Array, "in *e"]) -> Float[Array, " out *e"]:
+    """A linear map of the features of every edge."""
     return jnp.tensordot(weight, x, axes=1)
 
 
 @jax.custom_vjp
-def outer(g: Array, x: Array) -> Array:
-    """[out, *e] and [in, *e] to [out, in]: the sum over all edges of products."""
+def outer(g: Float[Array, " out *e"], x: Float[Array, "in *e"]) -> Float[Array, "out in"]:
+    """The sum over all edges of products."""
     return jnp.tensordot(g, x, axes=(tuple(range(1, g.ndim)), tuple(range(1, x.ndim))))
 
 
-def _linear_forward(weight: Array, x: Array) -> tuple[Array, tuple[Array, Array]]:
+def _linear_forward(weight: Weights, x: Array) -> tuple[Array, tuple[Weights, Array]]:
     return linear(weight, x), (weight, x)
 
 
-def _linear_backward(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+def _linear_backward(kept: tuple[Weights, Array], g: Array) -> tuple[Array, Array]:
     weight, x = kept
     return outer(g, x), linear(weight.T, g)
 

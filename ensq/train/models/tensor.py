@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import e3nn_jax as e3nn
 from jax import Array
+from jaxtyping import Float
 
 Irrep = tuple[int, int]  # degree l and parity, 1 or -1; parity 1 for all where it is not kept
 
@@ -44,7 +45,9 @@ def couplings(l1: int, l2: int, l3: int) -> tuple[tuple[tuple[int, int, float], 
     )
 
 
-def contract(left: list[Array], right: list[Array], l3: int) -> list[Array]:
+def contract(
+    left: list[Float[Array, " ..."]], right: list[Float[Array, " ..."]], l3: int
+) -> list[Float[Array, " ..."]]:
     """The part of degree ``l3`` of a product, component by component (arrays broadcast)."""
     l1, l2 = (len(left) - 1) // 2, (len(right) - 1) // 2
     out = []
@@ -61,7 +64,9 @@ def _sum(terms: list[Array]) -> Array:
     return functools.reduce(lambda a, b: a + b, terms)
 
 
-def spherical_harmonics(x: Array, y: Array, z: Array, max_ell: int) -> list[list[Array]]:
+def spherical_harmonics(
+    x: Float[Array, " *e"], y: Float[Array, " *e"], z: Float[Array, " *e"], max_ell: int
+) -> list[list[Float[Array, " *e"]]]:
     """Real spherical harmonics of a unit vector for l = 1 .. ``max_ell``, without l = 0.
 
     Each degree is the product of the one below with the vector: exact polynomials from the

@@ -1,0 +1,406 @@
+"""Boltzmann inversion: known potentials come back, and the files are what a run reads."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+from jax.experimental import enable_x64
+
+from ensq import boltzmann, config, priorfiles
+from ensq.boltzmann import Chains, Fit
+from ensq.cli.priors import priors as command
+from ensq.errors import DataError, EnsqError, UsageError
+from ensq.plots import density_of
+from ensq.train.models.priors import ChainPriors
+
+DATA = Path(__file__).parent.parent / "data"
+CHIGNOLIN = DATA / "chignolin_ca.npz"
+KT = 0.0019872041 * 300.0
+
+
+def drawn(density: Callable[[Any], Any], low: float, high: float, shape: Any, seed: int) -> Any:
+    """Numbers of a density, by inversion of its sum."""
+    x = np.linspace(low, high, 20001)
+    total = np.cumsum(density(x))
+    return np.interp(np.random.default_rng(seed).uniform(size=shape), total / total[-1], x)
+
+
+def built(r: Any, theta: Any, phi: Any) -> Any:
+    """Chains [T, N, 3] from bonds [T, N-1], angles [T, N-2] and dihedrals [T, N-3]."""
+    frames, bonds = r.shape
+    x = np.zeros((frames, bonds + 1, 3))
+    x[:, 1, 0] = r[:, 0]
+    x[:, 2] = x[:, 1]
+    x[:, 2, 0] -= r[:, 1] * np.cos(theta[:, 0])
+    x[:, 2, 1] += r[:, 1] * np.sin(theta[:, 0])
+    for i in range(3, bonds + 1):
+        ahead = x[:, i - 1] - x[:, i - 2]
+        ahead /= np.linalg.norm(ahead, axis=-1, keepdims=True)
+        normal = np.cross(x[:, i - 2] - x[:, i - 3], ahead)
+        normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
+        side = np.cross(normal, ahead)
+        t, p = theta[:, i - 2, None], phi[:, i - 3, None]
+        # p = 0 (cis) bends back to the side where the bead before the last three is
+        step = -np.cos(t) * ahead + np.sin(t) * (np.cos(p) * side + np.sin(p) * normal)
+        x[:, i] = x[:, i - 1] + r[:, i - 1, None] * step
+    return x
+
+
+def bond_energy(r: Any) -> Any:
+    return 0.5 * 150.0 * (r - 3.8) ** 2
+
+
+def angle_energy(t: Any) -> Any:
+    return 6.0 * np.cos(t) + 2.0 * np.cos(2 * t) - 3.0 * np.sin(t) + 0.8 * np.sin(2 * t)
+
+
+def dihedral_energy(p: Any) -> Any:
+    return 0.6 * np.cos(p - 0.7) + 0.5 * np.cos(2 * p + 1.9) + 0.2 * np.cos(3 * p)
+
+
+TRUE = {"bond": bond_energy, "angle": angle_energy, "dihedral": dihedral_energy}
+
+
+@functools.cache
+def known(frames: int = 4000, beads: int = 9) -> Chains:
+    """Chains whose coordinates are independent and have the potentials above at 300 K."""
+    r = drawn(lambda r: r**2 * np.exp(-bond_energy(r) / KT), 3, 5, (frames, beads - 1), 1)
+    theta = drawn(
+        lambda t: np.sin(t) * np.exp(-angle_energy(t) / KT), 0, np.pi, (frames, beads - 2), 2
+    )
+    phi = drawn(lambda p: np.exp(-dihedral_energy(p) / KT), -np.pi, np.pi, (frames, beads - 3), 3)
+    shape = (frames, beads)
+    species = np.broadcast_to(np.arange(beads) % 3, shape)
+    return Chains(built(r, theta, phi), np.ones(shape, bool), species, 3, 300.0, "known")
+
+
+@functools.cache
+def fitted(kind: Any) -> Fit:
+    return boltzmann.fit(known(), temperature=300.0, kind=kind)
+
+
+def error_of(fit: Fit, name: str, truth: Callable[[Any], Any]) -> float:
+    """Root mean square difference of a potential over the samples, up to a constant, in kT."""
+    term = next(term for term in fit.terms if term.name == name)
+    difference = (term.potential(term.samples) - truth(term.samples)) / KT
+    return float(difference.std())
+
+
+@pytest.mark.parametrize("kind", ["fourier", "spline"])
+@pytest.mark.parametrize("name", TRUE)
+def test_the_potential_that_the_chains_were_drawn_from_comes_back(kind, name):
+    assert error_of(fitted(kind), name, TRUE[name]) < 0.08
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("bond", lambda r: 2 * bond_energy(r)),
+        ("angle", lambda t: angle_energy(t) - KT * np.log(np.sin(t))),  # no volume element
+        ("dihedral", lambda p: dihedral_energy(-p)),  # the other hand
+    ],
+)
+def test_another_potential_is_told_from_it(name, wrong):
+    assert error_of(fitted("fourier"), name, wrong) > 0.15
+
+
+def test_numbers_of_a_series_are_those_of_the_potential():
+    numbers = {
+        key: value for term in fitted("fourier").terms for key, value in term.numbers.items()
+    }
+    assert numbers["r0"] == pytest.approx(3.8, abs=0.01)
+    assert numbers["kr"] == pytest.approx(150.0, rel=0.03)
+    assert min(numbers["k_dih"]) >= 0.0
+    np.testing.assert_allclose(numbers["k_dih"], [0.6, 0.5, 0.2], atol=0.03)
+    np.testing.assert_allclose(numbers["gamma_dih"], [0.7, -1.9, 0.0], atol=0.15)
+
+
+THETA = np.linspace(0.01, np.pi - 0.01, 500)
+
+
+def strays(samples: Any, energy: Any) -> float:
+    """The share of the density sin(theta) exp(-U/kT) where no samples are."""
+    density = np.sin(THETA) * np.exp(-(energy - energy.min()) / 0.69552)
+    outside = (samples.min() - 0.05 > THETA) | (samples.max() + 0.05 < THETA)
+    return float(density[outside].sum() / density.sum())
+
+
+def test_no_order_makes_a_minimum_where_the_data_have_none():
+    chains = priorfiles.read(CHIGNOLIN)
+    for order in (2, 4, 6, 8):
+        angle = boltzmann.fit(chains, temperature=350.0, orders=(order, 1)).terms[1]
+        assert strays(angle.samples, angle.potential(THETA)) < 1e-2
+
+
+def test_least_squares_on_the_histogram_would_make_one():
+    """Why the series are fitted by maximum likelihood."""
+    samples = boltzmann.measure(priorfiles.read(CHIGNOLIN)).angle
+    counts, edges = np.histogram(samples, 90, (0, np.pi))
+    x, some = 0.5 * (edges[1:] + edges[:-1]), counts > 4
+    n = np.arange(1, 5)[:, None]
+    waves = [
+        np.concatenate([np.cos(n * t), np.sin(n * t), np.ones((1, len(t)))]) for t in (x, THETA)
+    ]
+    energy = -0.69552 * np.log(counts[some] / np.sin(x[some]))
+    weight = np.sqrt(counts[some])
+    numbers = np.linalg.lstsq((waves[0][:, some] * weight).T, energy * weight, rcond=None)[0]
+    assert strays(samples, numbers @ waves[1]) > 0.5
+
+
+def test_chignolin_has_the_bond_that_its_readme_tells():
+    chains = priorfiles.read(CHIGNOLIN)
+    assert chains.temperature == 350.0
+    bond = boltzmann.fit(chains, temperature=350.0).terms[0].numbers
+    assert bond["r0"] == pytest.approx(3.8730, abs=5e-5)
+    assert bond["kr"] == pytest.approx(193.1, abs=0.05)
+    in_ev = boltzmann.fit(chains, temperature=350.0, unit="eV").terms[0].numbers
+    assert in_ev["kr"] == pytest.approx(193.1 / 23.0605, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["fourier", "spline"])
+def test_the_density_of_a_fit_is_that_of_the_data(kind):
+    fit = fitted(kind)
+    for term in fit.terms:
+        low, high = term.range
+        edges = np.linspace(low, high, 41)
+        x = 0.5 * (edges[1:] + edges[:-1])
+        data = np.histogram(term.samples, edges, density=True)[0]
+        width = edges[1] - edges[0]
+        apart = [np.abs(density_of(term, x, kT) - data).sum() * width for kT in (fit.kT, 2 * KT)]
+        assert apart[0] < 0.06 < 0.1 < apart[1]
+        assert density_of(term, x, fit.kT).sum() * width == pytest.approx(1.0)
+
+
+SETTINGS: dict[str, Any] = {
+    "data": {"path": "data.npz"},
+    "model": {"cutoff": 12.0},
+    "training": {"stages": [{"optimizer": "adam", "epochs": 1}]},
+}
+
+
+def merged(written: Path) -> config.RunConfig:
+    """A configuration, as a file beside, whose model section has the fitted keys as well."""
+    more = yaml.safe_load(written.read_text())
+    path = written.parent / "run.yaml"
+    path.write_text(yaml.safe_dump({**SETTINGS, "model": {**SETTINGS["model"], **more["model"]}}))
+    return config.load(path)
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(command, ["fit", *map(str, arguments)])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--order-angle", 2), ("--kind", "spline"), ("--kind", "spline", "--residue-specific-angles")],
+    ids=["fourier", "spline", "by species"],
+)
+def test_a_run_computes_the_energies_that_were_fitted(options, tmp_path):
+    """From the command through its files to the model: every sign, unit and factor."""
+    data, out = tmp_path / "chains.npz", tmp_path / "priors.yaml"
+    chains = known()
+    save(data, chains, temperature_K=300.0)
+    assert run(data, "-o", out, *options).exit_code == 0
+    made = merged(out).model
+    assert made.use_priors and made.priors.residue_specific_angles == (len(options) == 3)
+    one = Chains(chains.R[:1], chains.real[:1], chains.species[:1], 3, None, "")
+    read = priorfiles.read(data)
+    fit = boltzmann.fit(
+        read, temperature=300.0, kind="spline" if "spline" in options else "fourier", orders=(2, 3)
+    )
+    with enable_x64():
+        model = ChainPriors(made.priors)
+        arguments = (jnp.asarray(x[0]) for x in (one.R, one.real, one.species))
+        energy = float(model.per_bead_energy(model.init(np.float64), *arguments).sum())
+    assert energy == pytest.approx(by_hand(fit, one, by_species=len(options) == 3), abs=1e-2)
+
+
+def by_hand(fit: Fit, one: Chains, by_species: bool) -> float:
+    """The energy of one frame from the fitted potentials."""
+    samples = boltzmann.measure(one)
+    total = fit.pairs["epsilon"] * ((fit.pairs["sigma"] / samples.far) ** 4).sum()
+    total += fit.pairs["epsilon_ex"] * ((fit.pairs["sigma_ex"] / samples.near) ** 4).sum()
+    for term in fit.terms:
+        values = getattr(samples, term.name)
+        energies = term.potential(values)
+        if by_species and term.name == "angle":
+            own = [fit.angle_types[s] for s in samples.central]
+            energies = np.array(
+                [
+                    s.energy(v[None])[0] if s else e
+                    for s, v, e in zip(own, values, energies, strict=True)
+                ]
+            )
+        total += energies.sum()
+        if term.name == "dihedral":
+            total += len(values) * sum(term.numbers.get("k_dih", []))
+    return float(total)
+
+
+def save(path: Path, chains: Chains, **more: Any) -> None:
+    F = np.zeros_like(chains.R)
+    real = chains.real.astype(np.float32)
+    np.savez(path, R=chains.R, F=F, species=chains.species, mask=real, **more)
+
+
+def test_the_file_of_splines_has_the_arrays_of_its_users(tmp_path):
+    priorfiles.write_splines(fitted("spline"), tmp_path / "splines.npz")
+    with np.load(tmp_path / "splines.npz", allow_pickle=False) as archive:
+        arrays = dict(archive)
+    for name in ("bond", "angle", "dih"):
+        assert arrays[f"{name}_knots"].shape == (500,)
+        assert arrays[f"{name}_coeffs"].shape == (499, 4)
+    assert arrays["angle_type_knots"].shape == (3, 500)
+    assert arrays["angle_type_coeffs"].shape == (3, 499, 4)
+    assert arrays["angle_type_mask"].tolist() == [1, 1, 1]
+    assert arrays["angle_type_counts"].sum() == 7 * 4000 and arrays["angle_n_types"] == 3
+    assert (arrays["temperature"], arrays["kB"]) == (300.0, 0.0019872041)
+    assert (arrays["grid_points"], arrays["kde_bandwidth_factor"]) == (500, 1.0)
+    knots, coeffs = arrays["dih_knots"], arrays["dih_coeffs"]
+    d = knots[-1] - knots[-2]
+    end = coeffs[-1] @ [1, d, d**2, d**3], coeffs[-1] @ [0, 1, 2 * d, 3 * d**2]
+    np.testing.assert_allclose(end, coeffs[0, :2], atol=1e-8)  # periodic, with its slope
+    assert knots[-1] - knots[0] == pytest.approx(2 * np.pi)
+
+
+def test_a_species_with_few_angles_takes_the_spline_of_all(tmp_path):
+    chains = known()
+    species = np.where(np.arange(9) == 4, (np.arange(4000) < 150)[:, None], 0) * 2
+    fit = boltzmann.fit(chains._replace(species=species), temperature=300.0, kind="spline")
+    assert [spline is not None for spline in fit.angle_types] == [True, False, False]
+    assert fit.angle_counts == (27850, 0, 150)
+
+
+def test_pictures_and_json(tmp_path):
+    from matplotlib.image import imread
+
+    ran = run(CHIGNOLIN, "-o", tmp_path / "p.yaml", "--plots", tmp_path / "plots", "--json")
+    assert ran.exit_code == 0, ran.output
+    printed = json.loads(ran.stdout)
+    assert printed["temperature_K"] == 350.0 and printed["energy_unit"] == "kcal/mol"
+    assert printed["samples"] == {"bond": 27900, "angle": 24800, "dihedral": 21700}
+    assert printed["priors"]["r0"] == pytest.approx(3.873, abs=1e-4)
+    pictures = [Path(name) for name in printed["files"][1:]]
+    assert [path.stem for path in pictures] == ["prior_bond", "prior_angle", "prior_dihedral"]
+    for path in pictures:
+        pixels = imread(path)
+        assert pixels.shape[0] > 300 and pixels.shape[1] > 900
+        colours = np.unique((pixels[..., :3] * 255).round().reshape(-1, 3), axis=0).tolist()
+        assert [157, 180, 200] in colours and [192, 57, 43] in colours  # histogram and fit
+
+
+def test_the_fragment_tells_where_it_comes_from_and_sets_its_weights(tmp_path):
+    assert run(CHIGNOLIN, "-o", tmp_path / "p.yaml").exit_code == 0
+    text = (tmp_path / "p.yaml").read_text()
+    assert all(part in text for part in ("chignolin_ca.npz", "3100 frames", "350 K", "kcal/mol"))
+    weights = merged(tmp_path / "p.yaml").model.priors.weights
+    assert all(getattr(weights, key) == 1.0 for key in weights.__struct_fields__)
+
+
+def two_proteins(path: Path) -> Path:
+    chains = known()
+    R = chains.R[:1000].copy()
+    R[:400] *= 1.1
+    named = {"protein": (np.arange(1000) >= 400).astype(int), "protein_names": ["long", "short"]}
+    part = Chains(R, chains.real[:1000].copy(), chains.species[:1000], 3, None, "")
+    part.real[400:, 7:] = False
+    save(path, part, temperature_K=300.0, **named)
+    return path
+
+
+def test_proteins_are_pooled_or_one_is_chosen_by_name_or_number(tmp_path):
+    path = two_proteins(tmp_path / "two.npz")
+    found = {name: priorfiles.read(path, protein=name) for name in (None, "long", "short", "1")}
+    means = {name: boltzmann.measure(chains).bond.mean() for name, chains in found.items()}
+    assert means["long"] == pytest.approx(4.19, abs=0.02)
+    assert means["short"] == means["1"] == pytest.approx(3.81, abs=0.02)
+    assert means["short"] < means[None] < means["long"]
+    assert found[None].source == "two.npz (2 proteins together)"
+    assert found["long"].source == "two.npz (protein long)"
+    # padding ends the chain
+    assert boltzmann.measure(found["short"]).bond.size == 600 * 6
+    with pytest.raises(UsageError, match=r"two\.npz has long, short"):
+        priorfiles.read(path, protein="medium")
+    with pytest.raises(UsageError, match="has no key protein"):
+        priorfiles.read(CHIGNOLIN, protein="0")
+
+
+@pytest.mark.parametrize(("beads", "names"), [(2, ["bond"]), (3, ["bond", "angle"])])
+def test_short_chains_have_the_terms_they_have_beads_for(beads, names, tmp_path):
+    chains = known()
+    short = Chains(chains.R[:, :beads], chains.real[:, :beads], chains.species[:, :beads], 3, 0, "")
+    save(tmp_path / "short.npz", short)
+    ran = run(tmp_path / "short.npz", "-o", tmp_path / "p.yaml", "--temperature", 300)
+    assert ran.exit_code == 0
+    assert f"no {['angle', 'dihedral'][beads - 2]}s: the chains are too short" in ran.output
+    written = yaml.safe_load((tmp_path / "p.yaml").read_text())["model"]["priors"]
+    assert set(names) <= set(written["weights"]) and "dihedral" not in written["weights"]
+
+
+def failure(*arguments: object) -> str:
+    ran = run(*arguments)
+    assert isinstance(ran.exception, EnsqError), ran.output
+    return str(ran.exception)
+
+
+def test_errors_say_what_to_do(tmp_path):
+    out = ("-o", tmp_path / "p.yaml")
+    chains = known()
+    save(tmp_path / "cold.npz", chains)
+    assert failure(tmp_path / "cold.npz", *out).endswith("(temperature_K): --temperature K")
+    assert "need --kind spline" in failure(CHIGNOLIN, *out, "--spline-out", tmp_path / "s.npz")
+    few = chains._replace(R=chains.R[:20], real=chains.real[:20], species=chains.species[:20])
+    save(tmp_path / "few.npz", few, temperature_K=300.0)
+    assert "160 bonds in all frames together; 200" in failure(tmp_path / "few.npz", *out)
+    atoms = failure(DATA / "ala2_allatom.npz", *out, "--temperature", 400)
+    assert "no linear chain in their order" in atoms
+    assert not (tmp_path / "p.yaml").exists()
+
+
+def test_beads_that_are_alone_are_no_chain():
+    chains = known()
+    alone = np.broadcast_to(np.arange(9) % 2 == 0, chains.real.shape)
+    with pytest.raises(DataError, match="nowhere do two real beads follow each other"):
+        boltzmann.fit(chains._replace(real=alone), temperature=300.0)
+
+
+def test_files_of_different_temperatures_are_not_mixed(tmp_path):
+    few = known()
+    few = few._replace(R=few.R[:9], real=few.real[:9], species=few.species[:9])
+    for temperature in (300.0, 350.0):
+        save(tmp_path / f"at{temperature:.0f}.npz", few, temperature_K=temperature)
+    with pytest.raises(DataError, match="several temperatures: 300, 350 K"):
+        priorfiles.read(tmp_path)
+
+
+def test_without_matplotlib_the_error_names_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+    plain = run(CHIGNOLIN, "-o", tmp_path / "p.yaml")
+    assert plain.exit_code == 0
+    text = failure(CHIGNOLIN, "-o", tmp_path / "p.yaml", "--plots", tmp_path / "plots")
+    assert "pip install matplotlib" in text
+
+
+def test_chains_are_built_as_the_model_measures_them():
+    """The test's own geometry, against chains of one dihedral: a right-handed helix is positive."""
+    turn = np.deg2rad(100.0) * np.arange(9)
+    helix = np.stack([2.3 * np.cos(turn), 2.3 * np.sin(turn), 1.5 * np.arange(9)], axis=-1)[None]
+    ones = np.ones((1, 9), bool)
+    samples = boltzmann.measure(Chains(helix, ones, ones.astype(int), 2, None, ""))
+    assert np.rad2deg(samples.dihedral).mean() == pytest.approx(50.0, abs=3.0)
+    again = built(samples.bond[None], samples.angle[None], samples.dihedral[None])
+    distances = [np.linalg.norm(x[0, :, None] - x[0], axis=-1) for x in (helix, again)]
+    np.testing.assert_allclose(*distances, atol=1e-9)
+    assert jax.config.jax_enable_x64 is False
