@@ -89,11 +89,29 @@ def test_metadata_has_the_plans_keys_and_values(exported: Any) -> None:
 def test_exported_files_are_those_of_the_plan(exported: Any) -> None:
     stems = ["tiny_best", *(f"tiny_ensemble_{index}" for index in range(5))]
     endings = (".mlir", "_params.pkl", ".safetensors")
-    wanted = {METADATA, *(stem + ending for stem in stems for ending in endings)}
+    wanted = {METADATA, "tiny_ensemble_mean.mlir"}
+    wanted |= {stem + ending for stem in stems for ending in endings}
     assert set(os.listdir(exported.folder)) == wanted
     best = (exported.folder / "tiny_best.mlir").read_bytes()
     assert best == (exported.folder / "tiny_ensemble_3.mlir").read_bytes()
     assert best != (exported.folder / "tiny_ensemble_2.mlir").read_bytes()
+
+
+def test_metadata_tell_how_the_exports_were_proven(exported: Any) -> None:
+    found = exported.metadata["export_comparison"]
+    assert {"tiny_best.mlir", "tiny_ensemble_0.mlir", "tiny_ensemble_mean.mlir"} <= set(found)
+    for comparison in found.values():
+        assert comparison["relative_force_difference"] < 1e-4
+        assert comparison["frames_split_over_two_domains"] == 1
+        assert comparison["most_ghosts_of_a_domain"] > 0
+    assert exported.metadata["priors"] == "none"
+
+
+def test_metadata_have_each_members_errors_by_protein_and_species(exported: Any) -> None:
+    member = exported.metadata["members"][0]
+    (protein,) = member["proteins"].values()
+    assert protein["loss"] == pytest.approx(PLAN[0])
+    assert set(member["species"]) == {"A", "B", "C"}
 
 
 def test_pickle_and_safetensors_hold_the_same_parameters(exported: Any) -> None:
@@ -166,6 +184,122 @@ def test_folder_of_another_ensemble_is_refused(exported: Any, tmp_path: Path) ->
     (tmp_path / "out" / METADATA).write_text('{"ensemble": "another"}')
     with pytest.raises(MismatchError, match="'another'; give another --export-dir"):
         finalize(store, ensemble, export_dir=tmp_path / "out")
+
+
+# -- the mean of all members ---------------------------------------------------------------------
+
+
+def test_mean_models_loss_is_that_of_the_mean_of_all_predictions(exported: Any, plan: Any) -> None:
+    """By the exported files of the members, one frame at a time."""
+    from ensq import data
+    from ensq.train.checkpoint import read_result
+    from ensq.train.domains import whole_system
+    from ensq.train.module import LoadedModel
+
+    store, ensemble = plan
+    mean = exported.metadata["ensemble_mean"]
+    assert mean["file"] == "tiny_ensemble_mean.mlir"
+    assert mean["seeds"] == [42, 43, 44, 45, 46]
+    result = read_result((exported.folder / "tiny_best.safetensors").read_bytes())
+    config = exported.config
+    path = store.root / ensemble.data_path
+    whole = data.load(path, config.data, config.training.gammas, config.unit)
+    frames = whole.take(result.validation_index)
+    model = LoadedModel((exported.folder / mean["file"]).read_bytes())
+    squares = 0.0
+    for frame in range(frames.n_frames):
+        real = frames.mask[frame]
+        system = whole_system(frames.R[frame][real], frames.species[frame][real])
+        _, force = model.energy_and_forces([system], newton=True)
+        squares += float(((force - frames.F[frame][real]) ** 2).sum())
+    loss = squares / (3 * frames.mask.sum())
+    assert mean["loss"] == pytest.approx(loss, rel=1e-4)
+    assert mean["force_rmse"] == pytest.approx(loss**0.5, rel=1e-4)
+
+
+def test_mean_is_left_out_where_it_is_not_wanted_or_there_is_one_member(
+    plan: Any, tmp_path: Path
+) -> None:
+    without = finalize(*plan, export_dir=tmp_path / "out", ensemble_mean=False, save_all=False)
+    assert without.metadata["ensemble_mean"] is None
+    assert "tiny_ensemble_mean.mlir" not in without.files
+    again = finalize(*plan, export_dir=tmp_path / "out", save_all=False)
+    assert "tiny_ensemble_mean.mlir" in again.files
+    alone = finalize(*with_losses(tmp_path / "alone", [2.0]))
+    assert alone.metadata["ensemble_mean"] is None
+    assert not [name for name in alone.files if "mean" in name and name.endswith(".mlir")]
+
+
+# -- priors --------------------------------------------------------------------------------------
+
+PRIORS = (
+    "model.use_priors=true",
+    "model.priors={r0: 1.5, kr: 3.0, a: [0.3], b: [0.1], k_dih: [0.2], gamma_dih: [0.4], "
+    "epsilon_ex: 0.1, sigma_ex: 1.0}",
+)
+
+
+@pytest.fixture(scope="module")
+def with_priors(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Ensemble]:
+    return with_losses(tmp_path_factory.mktemp("priors"), [2.0, 1.0], PRIORS)
+
+
+def test_native_priors_are_lammps_input_beside_networks_alone(
+    with_priors: Any, tmp_path: Path
+) -> None:
+    from ensq.train.module import LoadedModel
+
+    done = finalize(*with_priors, export_dir=tmp_path / "out", priors="native")
+    assert {"tiny_priors.in"} <= set(done.metadata["lammps_priors"]) <= set(done.files)
+    assert any(name.endswith("_system.data") for name in done.files)
+    assert done.metadata["priors"].startswith("native")
+    assert done.metadata["export_notes"] == []
+    for name in (name for name in done.files if name.endswith(".mlir")):
+        assert LoadedModel((done.folder / name).read_bytes()).restriction is None
+        assert done.metadata["export_comparison"][name]["frames_split_over_two_domains"] == 1
+    text = (done.folder / "tiny_priors.in").read_text()
+    assert "tiny_best.mlir" in text
+
+
+def test_priors_alone_as_lammps_input_leave_no_model_and_it_is_said(tmp_path: Path) -> None:
+    made = with_losses(tmp_path, [2.0], (*PRIORS, "model.prior_only=true"))
+    done = finalize(*made, priors="native")
+    (note,) = done.metadata["export_notes"]
+    assert "the LAMMPS input is the whole model" in note
+    assert "reference energies alone" in (done.folder / "tiny_priors.in").read_text()
+
+
+def test_export_section_may_change_between_two_calls(with_priors: Any, tmp_path: Path) -> None:
+    from ensq.train.module import LoadedModel
+
+    finalize(*with_priors, export_dir=tmp_path / "out", priors="native")
+    done = finalize(*with_priors, export_dir=tmp_path / "out")
+    assert not [name for name in os.listdir(tmp_path / "out") if name.endswith((".in", ".data"))]
+    assert done.metadata["lammps_priors"] is None
+    content = (done.folder / "tiny_best.mlir").read_bytes()
+    assert LoadedModel(content).restriction is not None
+    assert done.metadata["priors"].startswith("embedded: ")
+
+
+def test_trained_priors_that_differ_stay_inside_the_mean_and_it_is_said(tmp_path: Path) -> None:
+    from ensq.cli.finalize import lines
+    from ensq.train.module import LoadedModel
+
+    def other(params: Any, seed: int) -> Any:
+        return {**params, "priors": {**params["priors"], "kr": np.float32(seed)}}
+
+    trained = (*PRIORS, "model.train_priors=true")
+    done = finalize(*with_losses(tmp_path, [2.0, 1.0], trained, other), priors="native")
+    assert {"tiny_best_priors.in", "tiny_ensemble_0_priors.in"} <= set(done.files)
+    first = (done.folder / "tiny_ensemble_0_priors.in").read_text()
+    assert first != (done.folder / "tiny_ensemble_1_priors.in").read_text()
+    mean = LoadedModel((done.folder / "tiny_ensemble_mean.mlir").read_bytes())
+    best = LoadedModel((done.folder / "tiny_best.mlir").read_bytes())
+    assert (mean.restriction is None, best.restriction is None) == (False, True)
+    assert done.metadata["ensemble_mean"]["priors"] == "embedded"
+    (note,) = done.metadata["export_notes"]
+    assert "priors differ" in note
+    assert f"note: {note}" in lines(done)
 
 
 def test_peoples_own_files_stay_and_old_exports_go(tmp_path: Path) -> None:

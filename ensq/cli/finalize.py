@@ -17,16 +17,33 @@ from ensq.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from ensq.exports import Priors
     from ensq.finalize import Finalized, MemberReport
 
 
 @click.command()
 @click.argument("name", required=False)
 @finalize_options
+@click.option(
+    "--priors",
+    type=click.Choice(["embedded", "native"]),
+    help="Priors inside the model files, or as LAMMPS input. Default: export.priors.",
+)
+@click.option(
+    "--ensemble-mean/--no-ensemble-mean",
+    default=None,
+    help="Export the mean of all members too. Default: export.ensemble_mean.",
+)
 @as_json
 @database
 def finalize(
-    name: str | None, db: str | None, export_dir: str | None, allow_missing: bool, json_: bool
+    name: str | None,
+    db: str | None,
+    export_dir: str | None,
+    allow_missing: bool,
+    priors: Priors | None,
+    ensemble_mean: bool | None,
+    json_: bool,
 ) -> None:
     """Statistics over the members, the best model, exports and metadata.
 
@@ -43,6 +60,8 @@ def finalize(
             ensemble,
             export_dir=None if export_dir is None else Path(export_dir),
             allow_missing=allow_missing,
+            priors=priors,
+            ensemble_mean=ensemble_mean,
             say=lambda text: click.echo(f"{text} …", err=True),
         )
     show(done, json_)
@@ -61,7 +80,7 @@ def lines(done: Finalized) -> list[str]:
     """The table of members, the statistics, and where the files are."""
     from ensq.text import table
 
-    energy = done.config.data.units.energy
+    energy = done.config.unit
     gammas = done.config.training.gammas
     columns = ["", "seed", "loss", "s.e.", "last loss"]
     if gammas.F:
@@ -79,6 +98,7 @@ def lines(done: Finalized) -> list[str]:
     )
     best = done.best
     text.append(f"best: seed {best.seed} (*), loss {best.loss:.6g}")
+    text += _mean_line(done)
     units = []
     if gammas.F:
         units.append(f"forces in {energy}/Angstrom per component")
@@ -87,6 +107,7 @@ def lines(done: Finalized) -> list[str]:
     text.append(f"validation over {done.metadata['validation_frames']} frames; {', '.join(units)};")
     text.append("s.e. over frames taken as independent; all losses of the exported parameters")
     text.append(_agreement(done))
+    text += [f"note: {note}" for note in done.metadata["export_notes"]]
     if done.missing:
         seeds = ", ".join(f"{job.seed} ({job.state})" for job in done.missing)
         text.append(f"without the members that are not done: seeds {seeds}")
@@ -95,12 +116,28 @@ def lines(done: Finalized) -> list[str]:
     return text
 
 
+def _mean_line(done: Finalized) -> list[str]:
+    """How good the mean of all members is, if it was exported."""
+    mean = done.metadata["ensemble_mean"]
+    if mean is None:
+        return []
+    parts = [f"loss {mean['loss']:.6g}"]
+    if mean["force_rmse"] is not None:
+        parts.append(f"F rmse {mean['force_rmse']:.4g}")
+    if mean["energy_rmse_per_bead"] is not None:
+        parts.append(f"U rmse/bead {mean['energy_rmse_per_bead']:.3g}")
+    return [f"mean of the {len(mean['seeds'])} models: {', '.join(parts)}"]
+
+
 def _agreement(done: Finalized) -> str:
     """How the exported files compare with the trained models, at worst."""
     found = done.metadata["export_comparison"].values()
     energy = max(one["relative_energy_difference"] for one in found)
     force = max(one["relative_force_difference"] for one in found)
-    return f"exports, read back and run, differ by {energy:.0e} in energies, {force:.0e} in forces"
+    line = f"exports, read back and run, differ by {energy:.0e} in energies, {force:.0e} in forces"
+    if all(one["frames_split_over_two_domains"] for one in found):
+        line += ",\nwith ghosts too"
+    return line
 
 
 def _row(member: MemberReport, done: Finalized) -> list[str]:

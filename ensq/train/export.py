@@ -1,57 +1,44 @@
-"""Trained members as chemtrain-deploy model files for LAMMPS, and the proof that these are right.
+"""Trained members as chemtrain-deploy model files for LAMMPS.
 
 The file is chemtrain's ``chemsim.Model`` protocol buffer around a StableHLO module with symbolic
-shapes; ``pair_style chemtrain_deploy`` reads it. After writing, the bytes are parsed again, the
-module is refined to concrete shapes, compiled for this machine's CPU and run.
+shapes; ``pair_style chemtrain_deploy`` reads it. The module takes one rank's atoms (its own first,
+then ghosts, then padding) and the engine's list of neighbours; it returns the energy of the rank's
+own atoms, as a sum over energies per bead, and forces on all atoms. ``train.module`` runs it.
 """
 
 from __future__ import annotations
 
-import functools
-import json
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import jax_md_mod  # noqa: F401  (chemtrain and jax_md need it imported before them)
-import numpy as np
 from chemtrain.deploy import exporter, graphs
-from chemtrain.deploy._protobuf import model_pb2
-from google.protobuf.message import DecodeError
+from jax import Array
 from jax._src.interpreters import mlir as jax_mlir
-from jax._src.lib import xla_client, xla_extension  # type: ignore[attr-defined]
 from jax._src.lib.mlir import ir  # type: ignore[attr-defined]
-from jax.extend.backend import get_backend
-from numpy.typing import NDArray
 
 from ensq import config as configuration
-from ensq.errors import ExportError
 from ensq.train.checkpoint import MemberResult
-from ensq.train.models import DataStatistics, EnergyModel, Frames, build_model
-from ensq.train.neighbours import build_neighbours
+from ensq.train.models import DataStatistics, EnergyModel, build_model
+from ensq.train.models.graph import PaddedGraph, sparse_graph
+from ensq.train.module import RESTRICTION
 
-ENTRY = "main"  # the exported module's function
 UNIT_STYLES = {"kcal/mol": "real", "eV": "metal"}
-# Hops of neighbours that local forces depend on: with newton on, energies of local beads need
-# their own neighbours; with newton off, energies of ghost neighbours are needed too.
-NEIGHBOUR_ORDER = (1, 2)
+EMBEDDED = (
+    "the priors of a linear chain are inside this model: the atoms of the rank itself, in the "
+    "order of its list, are the chain. Run one molecule on one rank, with atom_modify sort 0 0 "
+    "and a boundary that it never crosses (boundary s s s); several ranks or sorted atoms give "
+    "wrong energies and forces"
+)
 
 
 def model_of(result: MemberResult) -> EnergyModel:
     """The model of a trained member, reference energies included."""
-    return _model(result.config, result.statistics)
-
-
-def _model(config: str, statistics: dict[str, Any]) -> EnergyModel:
-    return build_model(configuration.loads(config).model, DataStatistics.from_plain(statistics))
-
-
-@functools.lru_cache(maxsize=2)
-def _compute(config: str, statistics: str) -> Any:
-    """Energies and forces by the trained model, compiled once for all members of an ensemble."""
-    return jax.jit(_model(config, json.loads(statistics)).energy_and_forces)
+    config = configuration.loads(result.config)
+    return build_model(config.model, DataStatistics.from_plain(result.statistics))
 
 
 def parameters_of(result: MemberResult) -> Any:
@@ -59,16 +46,42 @@ def parameters_of(result: MemberResult) -> Any:
     return jax.tree_util.tree_map(lambda leaf: jnp.asarray(leaf, jnp.float32), result.params)
 
 
+def to_bytes(results: Sequence[MemberResult], *, embed_priors: bool) -> bytes:
+    """The model file of a member, or of the mean energy of several members of one ensemble.
+
+    The same parameters give the same bytes. Without ``embed_priors`` the file holds the network
+    alone (with the reference energies).
+    """
+    config = configuration.loads(results[0].config)
+    model = model_of(results[0])
+    if not embed_priors:
+        model = model.without_priors()
+    kind = _RowsExporter if getattr(model.network, "needs_rows", False) else _Exporter
+    source = kind(model, [parameters_of(result) for result in results])
+    source.unit_style = UNIT_STYLES[config.unit]
+    with warnings.catch_warnings(), _single_precision():
+        # jax_md sums in float64 where it can, and says so where it can't.
+        warnings.filterwarnings("ignore", "Explicitly requested dtype", UserWarning)
+        source.export()
+    proto = source._proto
+    proto.mlir_module = _finished(proto.mlir_module, EMBEDDED if model.priors else None)
+    return bytes(proto.SerializeToString(deterministic=True))
+
+
 class _Exporter(exporter.Exporter):
-    """chemtrain's exporter over a trained model."""
+    """chemtrain's exporter over the mean energy of one or several sets of parameters."""
 
     graph_type = graphs.SimpleSparseNeighborList
 
-    def __init__(self, model: EnergyModel, params: Any, cutoff: float, unit_style: str) -> None:
+    def __init__(self, model: EnergyModel, params: list[Any]) -> None:
         self.model, self.params = model, params
-        self.r_cutoff, self.unit_style = cutoff, unit_style
-        self._valid: jax.Array | None = None
-        self.nbr_order = list(NEIGHBOUR_ORDER)
+        self.network = model.without_priors()
+        self.r_cutoff = model.cutoff
+        # Hops of neighbours that local forces depend on: with newton on, energies of local beads
+        # need their own surroundings; with newton off, energies of ghosts are needed too.
+        hops = max(1, model.hops)
+        self.nbr_order = [hops, 2 * hops]
+        self._valid = self._local = jnp.zeros(0, bool)
         # chemtrain keeps these on the class, where a second export would find the first one's.
         self._symbols: list[str] = []
         self._constraints: list[str] = []
@@ -77,33 +90,104 @@ class _Exporter(exporter.Exporter):
     def _energy_fn(
         self, position: Any, species: Any, n_local: Any, n_ghost: Any, newton: Any, *graph_args: Any
     ) -> Any:
-        # chemtrain hands no mask to energy_fn; padding atoms must not join the chain of the priors.
-        self._valid = jnp.arange(position.shape[0]) < (n_local + n_ghost)
+        # chemtrain hands no masks to energy_fn; padding must stay out of everything, and ghosts
+        # out of the chain of the priors.
+        place = jnp.arange(position.shape[0])
+        self._valid, self._local = place < n_local + n_ghost, place < n_local
+        graph_args = self._neighbours(n_local, *graph_args)
         return super()._energy_fn(position, species, n_local, n_ghost, newton, *graph_args)
 
-    def energy_fn(self, position: Any, species: Any, graph: Any) -> Any:
-        assert self._valid is not None
-        return self.model.per_bead_energy_sparse(
-            self.params, position, species, graph.senders, graph.receivers, self._valid
+    def _neighbours(self, n_local: Array, *graph_args: Array) -> tuple[Array, ...]:
+        """What the engine hands over, in chemtrain's form."""
+        senders, receivers, capacity = graph_args
+        return *_rows_first(senders, receivers, n_local), capacity
+
+    def _of_network(self, params: Any, position: Array, species: Array, graph: Any) -> Array:
+        # In the engine's list the atom of a row is the sender; here an edge belongs to the
+        # receiver.
+        return self.network.per_bead_energy_sparse(
+            params, position, species, graph.receivers, graph.senders, self._valid
         )
 
+    def energy_fn(self, position: Any, species: Any, graph: Any) -> Any:
+        """Energies [n] of all beads; those of ghosts without their whole surroundings are wrong,
+        and count for nothing that is used."""
+        priors, local = self.model.priors, self._local
 
-def to_bytes(result: MemberResult) -> bytes:
-    """The model file of a member, the same bytes for the same parameters."""
-    config = configuration.loads(result.config)
-    source = _Exporter(
-        model_of(result),
-        parameters_of(result),
-        config.model.cutoff,
-        UNIT_STYLES[config.data.units.energy],
-    )
-    with warnings.catch_warnings(), _single_precision():
-        # jax_md sums in float64 where it can, and says so where it can't.
-        warnings.filterwarnings("ignore", "Explicitly requested dtype", UserWarning)
-        source.export()
-    proto = source._proto
-    proto.mlir_module = _without_locations(proto.mlir_module)
-    return bytes(proto.SerializeToString(deterministic=True))
+        def of_member(params: Any) -> Array:
+            energy = self._of_network(params, position, species, graph)
+            if priors is None:
+                return energy
+            chain = jnp.where(local[:, None], position, 0.0)
+            prior = priors.per_bead_energy(params["priors"], chain, local, species)
+            return energy + jnp.where(local, prior, 0.0)
+
+        if len(self.params) == 1:
+            return of_member(self.params[0])
+        stacked = jax.tree_util.tree_map(lambda *leaves: jnp.stack(leaves), *self.params)
+        return jnp.mean(jax.vmap(of_member)(stacked), axis=0)
+
+
+def _rows_first(senders: Array, receivers: Array, n_local: Array) -> tuple[Array, Array]:
+    """The list with the atoms of its rows as senders, whichever way round the engine names them.
+
+    Without rows of ghosts a ghost is never the atom of a row, so that the list itself tells; a list
+    that has them holds both directions, or will hold them, and either way round does.
+    """
+    ghost_sends = (senders >= n_local) & (receivers < n_local)
+    ghost_receives = (senders < n_local) & (receivers >= n_local)
+    swap = jnp.any(ghost_sends) & ~jnp.any(ghost_receives)
+    return jnp.where(swap, receivers, senders), jnp.where(swap, senders, receivers)
+
+
+class _Rows(graphs.SimpleDenseNeighborList):
+    """A row of neighbours for each atom, always a full list; places past the last hold n or more.
+
+    chemtrain's own form leaves nothing out either, and counts edges and angles for buffers that no
+    model here needs.
+    """
+
+    @staticmethod
+    def create_from_args(
+        r_cutoff: Any, nbr_order: Any, position: Any, species: Any, *others: Any
+    ) -> Any:
+        *_, rows, edges, triplets = others
+        one = jnp.ones((), jnp.int32)
+        return graphs.SimpleDenseNeighborList(rows, edges, triplets), (one, one)
+
+
+class _RowsExporter(_Exporter):
+    """For networks that find the angles between edges by the rows that these stand in."""
+
+    graph_type = _Rows
+
+    def _neighbours(self, n_local: Array, *graph_args: Array) -> tuple[Array, ...]:
+        return graph_args
+
+    def _of_network(self, params: Any, position: Array, species: Array, graph: Any) -> Array:
+        rows = graph.nbrs.T  # [M, n]
+        centre = jnp.broadcast_to(jnp.arange(rows.shape[1], dtype=rows.dtype), rows.shape)
+        # padding may hold anything, and the engine leaves its rows as they are
+        position = jnp.where(self._valid[:, None], position, 0.0)
+        edges = sparse_graph(
+            position,
+            species,
+            rows.reshape(-1),
+            centre.reshape(-1),
+            self._valid,
+            self.model.cutoff,
+        )
+        made = PaddedGraph(
+            position=edges.position,
+            vectors=edges.vectors.reshape(3, *rows.shape),
+            used=edges.used.reshape(rows.shape),
+            species=species,
+            centre=centre,
+            neighbour=rows,
+            neighbour_species=edges.neighbour_species.reshape(rows.shape),
+            periodic=False,
+        )
+        return jnp.where(self._valid, self.network._of_network(params, made), 0.0)
 
 
 def _single_precision() -> Any:
@@ -112,206 +196,14 @@ def _single_precision() -> Any:
     return disable_x64()
 
 
-def _without_locations(module: str) -> str:
-    """The module without the paths of the machine that it was made on."""
-    with jax_mlir.make_ir_context():
-        return str(ir.Module.parse(module).operation.get_asm(enable_debug_info=False))
+def _finished(module: str, restriction: str | None) -> str:
+    """The module without the paths of the machine it was made on, with what its user must know.
 
-
-@dataclass(frozen=True)
-class System:
-    """One frame as an engine would hand it over: local beads only, then padding."""
-
-    position: NDArray[Any]  # [n,3]
-    species: NDArray[Any]  # [n]
-
-
-class LoadedModel:
-    """A model file, read back and runnable on this machine's CPU."""
-
-    def __init__(self, data: bytes) -> None:
-        proto = model_pb2.Model()
-        try:
-            proto.ParseFromString(data)
-        except DecodeError as error:
-            raise ExportError(f"not a model file of chemtrain-deploy: {error}") from error
-        if not proto.mlir_module:
-            raise ExportError("not a model file of chemtrain-deploy: it holds no module")
-        self.cutoff = float(proto.neighbor_list.cutoff)
-        self.neighbour_order = tuple(proto.neighbor_list.nbr_order)
-        self.unit_style = str(proto.unit_style)
-        self._module = str(proto.mlir_module)
-        self._compiled: dict[tuple[int, int], Any] = {}
-
-    def energy_and_forces(
-        self, system: System, *, newton: bool, n_local: int | None = None
-    ) -> tuple[float, NDArray[Any]]:
-        """Energy and forces [n,3] of one system of local beads.
-
-        With ``n_local``, what comes after that many beads is padding.
-        """
-        n = len(system.species)
-        local = n if n_local is None else n_local
-        senders, receivers = self._edges(system.position[:local], half=not newton)
-        slots = max(8, n * (n - 1))
-        edge = np.full((2, slots), n, np.int32)
-        edge[0, : len(senders)], edge[1, : len(receivers)] = senders, receivers
-        arguments = (
-            system.position.astype(np.float32),
-            system.species.astype(np.int32),
-            np.int32(local),
-            np.int32(0),
-            np.bool_(newton),
-            edge[0],
-            edge[1],
-            np.zeros(2 * slots, np.bool_),
-        )
-        force, energy = self._run(n, slots, arguments)[:2]
-        return float(energy), np.asarray(force)
-
-    def _edges(self, position: NDArray[Any], half: bool) -> tuple[NDArray[Any], NDArray[Any]]:
-        """The list as LAMMPS hands it over: full with newton on, half with newton off."""
-        distance = np.linalg.norm(position[:, None] - position[None], axis=-1)
-        near = (distance <= self.cutoff) & ~np.eye(len(position), dtype=bool)
-        first, second = np.nonzero(np.triu(near) if half else near)
-        return first, second
-
-    def _run(self, n: int, slots: int, arguments: tuple[Any, ...]) -> list[NDArray[Any]]:
-        if (n, slots) not in self._compiled:
-            shapes = [np.shape(argument) for argument in arguments]
-            self._compiled[n, slots] = _compile(self._module, shapes)
-        client = get_backend("cpu")
-        device = client.local_devices()[0]
-        buffers = [client.buffer_from_pyval(np.asarray(a), device) for a in arguments]
-        outputs = self._compiled[n, slots].execute(buffers)
-        return [np.asarray(output) for output in outputs]
-
-
-def _compile(module: str, shapes: list[tuple[int, ...]]) -> Any:
-    """The module with its symbolic sizes set to these, compiled for the CPU.
-
-    A new entry point with concrete shapes calls the exported one; XLA's shape refinement then
-    carries the sizes through the whole module, as an engine that loads the file has it done.
+    The restriction is an attribute of the module, beside JAX's own ``jax.uses_shape_polymorphism``:
+    programs that don't know it pass it by.
     """
     with jax_mlir.make_ir_context():
         parsed = ir.Module.parse(module)
-        main = next(op for op in parsed.body.operations if _symbol(op) == ENTRY)
-        signature = ir.FunctionType(ir.TypeAttr(main.attributes["function_type"]).value)
-        dynamic = [str(kind) for kind in signature.inputs]
-        returned = [str(kind) for kind in signature.results]
-        static = [
-            _tensor(shape, str(ir.RankedTensorType(kind).element_type))
-            for shape, kind in zip(shapes, signature.inputs, strict=True)
-        ]
-    sized = [_tensor(shapes[0], "f32"), *returned[1:]]  # forces [n,3]; the rest are scalars
-    entry = _entry_point(dynamic, static, returned, sized)
-    renamed = module.replace(f"func.func public @{ENTRY}(", "func.func private @exported(", 1)
-    body = renamed.rstrip().removesuffix("}")
-    with jax_mlir.make_ir_context():
-        bytecode = jax_mlir.module_to_bytecode(ir.Module.parse(f"{body}{entry}}}\n"))
-    refined = xla_extension.mlir.refine_polymorphic_shapes(
-        mlir_module=bytecode, enable_shape_assertions=True, validate_static_shapes=True
-    )
-    options = xla_client.CompileOptions()
-    # The module is run a few times only: a quick compile serves better than quick code.
-    options.executable_build_options.debug_options.xla_backend_optimization_level = 0
-    return get_backend("cpu").compile(refined, compile_options=options)
-
-
-def _symbol(operation: Any) -> str:
-    return str(ir.StringAttr(operation.attributes["sym_name"]).value)
-
-
-def _tensor(shape: tuple[int, ...], element: str) -> str:
-    return f"tensor<{''.join(f'{size}x' for size in shape)}{element}>"
-
-
-def _entry_point(
-    dynamic: list[str], static: list[str], returned: list[str], sized: list[str]
-) -> str:
-    """A function of concrete types around the exported one, as MLIR text."""
-    arguments = ", ".join(f"%a{i}: {kind}" for i, kind in enumerate(static))
-    lines = [f"func.func public @{ENTRY}({arguments}) -> ({', '.join(sized)}) {{"]
-    for i, (new, old) in enumerate(zip(static, dynamic, strict=True)):
-        lines.append(f"%c{i} = stablehlo.convert %a{i} : ({new}) -> {old}")
-    operands = ", ".join(f"%c{i}" for i in range(len(dynamic)))
-    lines.append(
-        f"%r:{len(returned)} = call @exported({operands}) : "
-        f"({', '.join(dynamic)}) -> ({', '.join(returned)})"
-    )
-    for i, (old, new) in enumerate(zip(returned, sized, strict=True)):
-        lines.append(f"%s{i} = stablehlo.convert %r#{i} : ({old}) -> {new}")
-    results = ", ".join(f"%s{i}" for i in range(len(sized)))
-    lines += [f"return {results} : {', '.join(sized)}", "}"]
-    return "\n".join(lines) + "\n"
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How far the file's model is from the trained one, over some frames."""
-
-    frames: int
-    energy_error: float  # largest |difference|, relative to the range of the frames' energies
-    force_error: float  # largest |difference| relative to the largest force of the frame
-
-
-def compare(
-    data: bytes,
-    result: MemberResult,
-    position: NDArray[Any],
-    species: NDArray[Any],
-    mask: NDArray[Any],
-    tolerance: float = 1e-4,
-) -> Agreement:
-    """Hold the energies and forces of a model file against the trained member's.
-
-    Args:
-        data: The file's bytes.
-        result: The trained member.
-        position: [T,N,3] frames to compare on; ``species`` and ``mask`` [T,N].
-        tolerance: Largest relative difference that is accepted.
-
-    Raises:
-        ExportError: They differ by more.
-    """
-    loaded = LoadedModel(data)
-    energies, forces = reference(result, position, species, mask)
-    worst_energy = worst_force = 0.0
-    # Energies are compared on the scale on which the frames differ, so that a large constant can't
-    # hide an error; the second term is what float32 can resolve beside such a constant.
-    spread = max(float(np.ptp(energies)), 1e-2 * float(np.abs(energies).max()), 1e-6)
-    for frame in range(len(position)):
-        real = mask[frame] > 0
-        system = System(position[frame][real], species[frame][real])
-        for newton in (True, False):
-            energy, force = loaded.energy_and_forces(system, newton=newton)
-            expected = forces[frame][real]
-            worst_energy = max(worst_energy, abs(energy - energies[frame]) / spread)
-            scale = max(float(np.abs(expected).max()), 1e-6)
-            worst_force = max(worst_force, float(np.abs(force - expected).max()) / scale)
-    if not (worst_energy <= tolerance and worst_force <= tolerance):
-        raise ExportError(
-            f"the exported model of seed {result.seed} is not the trained one: relative "
-            f"difference {worst_energy:.1e} in energies and {worst_force:.1e} in forces over "
-            f"{len(position)} frames; {tolerance:.0e} is allowed. Nothing was replaced"
-        )
-    return Agreement(len(position), worst_energy, worst_force)
-
-
-def reference(
-    result: MemberResult, position: NDArray[Any], species: NDArray[Any], mask: NDArray[Any]
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Energies [T] and forces [T,N,3] of the trained member, by the model as it was trained."""
-    config = configuration.loads(result.config)
-    layout = build_neighbours(position, mask, config.model.cutoff)
-    frames = Frames(
-        R=jnp.asarray(position, jnp.float32),
-        species=jnp.asarray(species, jnp.int32),
-        mask=jnp.asarray(mask, jnp.float32),
-        nbr=jnp.asarray(layout.index),
-        rev=jnp.asarray(layout.reverse),
-        nbr_mask=jnp.asarray(layout.mask, jnp.float32),
-    )
-    compute = _compute(result.config, json.dumps(result.statistics, sort_keys=True))
-    energy, force = compute(parameters_of(result), frames)
-    return np.asarray(energy, np.float64), np.asarray(force, np.float64)
+        if restriction is not None:
+            parsed.operation.attributes[RESTRICTION] = ir.StringAttr.get(restriction)
+        return str(parsed.operation.get_asm(enable_debug_info=False))
