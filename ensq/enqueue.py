@@ -51,7 +51,9 @@ def check(config_path: Path, overrides: Sequence[str] = ()) -> Checked:
     """
     config = configuration.load(config_path, overrides)
     data_path = (config_path.parent / config.data.path).resolve()
-    loaded = data.load(data_path, config.training.gammas)
+    loaded = data.load(data_path, config.data, config.training.gammas, config.unit)
+    if config.model.use_priors:
+        data.check_open(loaded, str(data_path))
     return Checked(
         config=config,
         data_path=data_path,

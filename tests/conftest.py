@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
 
 import pytest
+from jaxtyping import install_import_hook
 from train_tools import settings, write_tiny
+
+# Shapes in signatures are checked at every call in the tests; outside them nothing is checked.
+NAMES = "allegro base chemutils_adapter dense dimenetpp graph network tensor"
+CHECKED = ["ensq.train.loss", *(f"ensq.train.models.{name}" for name in NAMES.split())]
+install_import_hook(CHECKED, "beartype.beartype")
+
+
+class OthersFirst(MetaPathFinder):
+    """Imports other packages before the hook sees a module that imports them.
+
+    The hook compiles anew all that a checked module imports, with the warnings of other packages'
+    code. Nothing is loaded before a test imports one of these modules.
+    """
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
+        if fullname in CHECKED:
+            for name in ("jax_md_mod", "chemtrain.learn"):  # chemtrain wants the other before it
+                importlib.import_module(name)
+
+
+sys.meta_path.insert(0, OthersFirst())
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

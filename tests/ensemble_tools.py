@@ -4,12 +4,13 @@ of the test's own choice."""
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import functools
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +67,20 @@ def _shared_cache() -> str:
     return folder.name
 
 
-def with_losses(folder: Path, losses: Sequence[float | None]) -> tuple[Store, Ensemble]:
-    """An ensemble whose members have these validation losses; None leaves a member queued."""
+def with_losses(
+    folder: Path,
+    losses: Sequence[float | None],
+    overrides: Sequence[str] = (),
+    change: Callable[[Any, int], Any] = lambda params, seed: params,
+) -> tuple[Store, Ensemble]:
+    """An ensemble whose members have these validation losses; None leaves a member queued.
+
+    ``change`` makes a member's parameters from the untrained ones and its seed.
+    """
     from ensq.train import checkpoint
 
     path = write_config(folder, len(losses))
-    checked = check(path, ["training.gammas.U=0"])
+    checked = check(path, ["training.gammas.U=0", *overrides])
     store = Store.open(folder / "ensq.db", create=True)
     ensemble = enqueue(store, checked).ensemble
     register(store, "w")
@@ -100,7 +109,9 @@ def with_losses(folder: Path, losses: Sequence[float | None]) -> tuple[Store, En
                 lease_seconds=LEASE,
             )
         file = run.attempt(job.seed, job.attempt) / RESULT_NAME
-        digest = checkpoint.write_result(file, _result(checked, job.seed, loss))
+        result = _result(checked, job.seed, loss)
+        result = dataclasses.replace(result, params=change(result.params, job.seed))
+        digest = checkpoint.write_result(file, result)
         store.finish(
             claim,
             Result(
@@ -134,7 +145,7 @@ def _result(checked: Any, seed: int, loss: float) -> Any:
 
     program = _program(configuration.dumps(checked.config), checked.data_path.read_bytes())
     dataset = program.dataset
-    components = dataset.validation_components
+    components = dataset.validated.components
     return checkpoint.MemberResult(
         params=lane(stack([program.new_member(seed).params]), 0),
         seed=seed,
@@ -144,11 +155,15 @@ def _result(checked: Any, seed: int, loss: float) -> Any:
         force_errors=loss * components.astype(np.float64),
         energy_errors=np.zeros(len(components)),
         components=components,
-        beads=dataset.validation_beads,
-        validation_index=dataset.validation_index,
+        beads=dataset.validated.beads,
+        protein=dataset.validated.protein,
+        species_errors=loss * dataset.validated.species_components,
+        species_components=dataset.validated.species_components,
+        validation_index=dataset.validated.index,
         history=np.ones((checked.config.epochs, len(checkpoint.HISTORY_COLUMNS))),
         statistics=dataset.statistics.as_plain(),
         species_names=dataset.species_names,
+        protein_names=dataset.protein_names,
         config=configuration.dumps(checked.config),
         identity=checkpoint.Identity(configuration.digest(checked.config), checked.data_digest),
         versions={},

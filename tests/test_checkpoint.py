@@ -136,11 +136,11 @@ def test_a_foreign_safetensors_file_is_refused() -> None:
 
 def test_another_format_and_a_checkpoint_in_a_results_place_are_refused(tmp_path: Path) -> None:
     data = written(tmp_path / "c.safetensors")
-    with pytest.raises(CheckpointError, match="a checkpoint of format 1, not a result of format 1"):
+    with pytest.raises(CheckpointError, match="a checkpoint of format 2, not a result of format 2"):
         checkpoint.read_result(data)
-    newer = data.replace(rb"\"format\": 1", rb"\"format\": 2")
+    newer = data.replace(rb"\"format\": 2", rb"\"format\": 3")
     assert newer != data
-    with pytest.raises(CheckpointError, match="of format 2, not a checkpoint of format 1"):
+    with pytest.raises(CheckpointError, match="of format 3, not a checkpoint of format 2"):
         checkpoint.restore(newer, STATE, IDENTITY)
 
 

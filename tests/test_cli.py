@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 from ensemble_tools import ensq, write_config
 
-COMMANDS = ("run", "enqueue", "worker", "status", "finalize", "retry", "cancel", "db")
+COMMANDS = (
+    *("run", "enqueue", "worker", "status", "finalize", "export", "retry", "cancel", "config"),
+    *("priors", "db"),
+)
 
 
 @pytest.fixture

@@ -66,8 +66,10 @@ def test_reported_losses_are_those_of_the_exported_parameters(finished: tuple[Pa
     """Computed anew from the files, by other means than the trainer's: NumPy and one frame at a
     time."""
     from ensq import config, data
-    from ensq.train import export
+    from ensq.config.structs import DataConfig
     from ensq.train.checkpoint import read_result
+    from ensq.train.domains import whole_system
+    from ensq.train.module import LoadedModel
 
     folder, _ = finished
     exported = folder / "runs/tiny/exported_models"
@@ -75,13 +77,15 @@ def test_reported_losses_are_those_of_the_exported_parameters(finished: tuple[Pa
     for index, loss in enumerate(metadata["validation_losses"]):
         result = read_result((exported / f"tiny_ensemble_{index}.safetensors").read_bytes())
         gammas = config.loads(result.config).training.gammas
-        frames = data.load(folder / "tiny.npz", gammas).take(result.validation_index)
-        model = export.LoadedModel((exported / f"tiny_ensemble_{index}.mlir").read_bytes())
+        frames = data.load(folder / "tiny.npz", DataConfig(path=""), gammas, "kcal/mol").take(
+            result.validation_index
+        )
+        model = LoadedModel((exported / f"tiny_ensemble_{index}.mlir").read_bytes())
         squares, components, energies = 0.0, 0, []
         for frame in range(frames.n_frames):
             real = frames.mask[frame]
-            system = export.System(frames.R[frame][real], frames.species[frame][real])
-            energy, force = model.energy_and_forces(system, newton=True)
+            system = whole_system(frames.R[frame][real], frames.species[frame][real])
+            energy, force = model.energy_and_forces([system], newton=True)
             squares += float(((force - frames.F[frame][real]) ** 2).sum())
             components += 3 * int(real.sum())
             energies.append((energy - frames.U[frame]) ** 2)

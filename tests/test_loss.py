@@ -14,14 +14,15 @@ from train_tools import settings
 
 from ensq.config.structs import OPTIMIZERS, GammasConfig, OptimizerConfig, StageConfig
 from ensq.train import loss, optimizers, statistics
+from ensq.train.batches import batches_of_epoch
 from ensq.train.neighbours import build_neighbours
-from ensq.train.pack import Program, batches_of_epoch
+from ensq.train.pack import Program
 
 # -- batches -----------------------------------------------------------------------------------
 
 
 def test_an_epoch_shows_every_frame_once() -> None:
-    batches = batches_of_epoch(30, 8, seed=0, epoch=3)
+    batches = batches_of_epoch((30,), 8, seed=0, epoch=3)
     assert batches.index.shape == (4, 8)
     assert sorted(batches.index[batches.weight == 1]) == list(range(30))
     assert set(np.unique(batches.weight)) == {0, 1}
@@ -30,7 +31,7 @@ def test_an_epoch_shows_every_frame_once() -> None:
 
 def test_the_order_depends_on_data_seed_and_epoch_only() -> None:
     def order(*place: int) -> list[int]:
-        return batches_of_epoch(30, 8, *place).index.ravel().tolist()
+        return batches_of_epoch((30,), 8, *place).index.ravel().tolist()
 
     assert order(5, 2) == order(5, 2)
     orders = [order(seed, epoch) for seed in range(3) for epoch in range(3)]
@@ -45,7 +46,7 @@ def loss_of(program: Program) -> Any:
     """The loss of a batch and its predicted forces, compiled."""
 
     def evaluate(batch: Any, weight: Any) -> Any:
-        params = program.model.init(jax.random.PRNGKey(0))
+        params = program.model.init(jax.random.PRNGKey(0), batch.frames)
         force = program.model.energy_and_forces(params, batch.frames)[1]
         return program.batch_loss(params, batch, weight), force
 
@@ -53,11 +54,11 @@ def loss_of(program: Program) -> Any:
 
 
 def test_places_that_fill_the_last_batch_do_not_count(program: Program, loss_of: Any) -> None:
-    batches = batches_of_epoch(30, 8, 0, 0)
+    batches = batches_of_epoch((30,), 8, 0, 0)
     index, weight = batches.index[3], batches.weight[3]
 
     def frames(chosen: Any) -> Any:
-        return jax.tree.map(lambda leaf: leaf[chosen], program.dataset.training)
+        return jax.tree.map(lambda leaf: leaf[chosen], program.dataset.training[0])
 
     filled = float(loss_of(frames(index), weight)[0])
     alone = float(loss_of(frames(index[:6]), np.ones(6, np.float32))[0])
@@ -67,7 +68,7 @@ def test_places_that_fill_the_last_batch_do_not_count(program: Program, loss_of:
 
 
 def test_more_padding_does_not_change_the_loss(program: Program, loss_of: Any) -> None:
-    batch = jax.tree.map(lambda leaf: leaf[:8], program.dataset.training)
+    batch = jax.tree.map(lambda leaf: leaf[:8], program.dataset.training[0])
     wide = {
         key: np.pad(np.asarray(value), [(0, 0), (0, 3), *[(0, 0)] * (value.ndim - 2)])
         for key, value in (*batch.frames._asdict().items(), ("F", batch.F))
@@ -158,6 +159,17 @@ def test_weight_decay_is_decoupled_from_the_gradient() -> None:
     decayed = first_update("adamw", GRADIENT, lr="1.0e-2", weight_decay=0.5)
     for one, two in zip(jax.tree.leaves(decayed), jax.tree.leaves(without), strict=True):
         np.testing.assert_allclose(one - two, -0.01 * 0.5 * 2.0, rtol=1e-4)
+
+
+def test_decay_by_gradient_goes_through_the_optimiser() -> None:
+    """With plain SGD both ways agree; adam scales a decayed gradient to the same size of step."""
+    same = [
+        first_update("fromage", GRADIENT, weight_decay=0.5, decay_by_gradient=way)["a"]
+        for way in ("false", "true")
+    ]
+    np.testing.assert_allclose(same[0], same[1], rtol=1e-6)
+    step = first_update("adam", GRADIENT, lr="1.0e-2", weight_decay=0.5, decay_by_gradient="true")
+    np.testing.assert_allclose(step["a"], [-0.01, -0.01], rtol=1e-4)  # signs of g + 0.5 * 2
 
 
 def test_gradients_are_clipped_by_their_global_norm_unless_that_is_off() -> None:

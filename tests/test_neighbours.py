@@ -84,6 +84,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(neighbours, "PAIRS_PER_CHUNK", 200)
     for one, two in zip(whole, build_neighbours(positions, mask, 1.5), strict=True):
         np.testing.assert_array_equal(one, two)
+    assert whole.offset is None
 
 
 def test_beads_without_any_neighbour_leave_one_empty_place():
@@ -106,3 +107,8 @@ def test_wrong_shapes_and_cutoffs_are_refused():
         build_neighbours(positions, mask[:, 1:], 1.0)
     with pytest.raises(ValueError, match="cutoff must be positive"):
         build_neighbours(positions, mask, 0.0)
+    with pytest.raises(ValueError, match=r"cell must be \[7, 3, 3\], not \(3, 3\)"):
+        build_neighbours(positions, mask, 1.0, np.eye(3))
+    for flat in ([[1, 0, 0], [0, 1, 0], [1, 1, 0]], [[1, 0, 0], [2, 0, 0], [0, 0, 0]]):
+        with pytest.raises(ValueError, match="a cell has no volume"):
+            build_neighbours(positions, mask, 1.0, np.tile(np.array(flat, float), (7, 1, 1)))

@@ -15,8 +15,9 @@ from train_tools import Listener, settings, task
 from ensq.rundir import checkpoint_name
 from ensq.train import checkpoint, statistics
 from ensq.train import trainer as trainer_module
+from ensq.train.batches import batches_of_epoch
 from ensq.train.dataset import Dataset
-from ensq.train.pack import Lanes, Program, batches_of_epoch, lane, stack
+from ensq.train.pack import Lanes, Program, lane, stack
 from ensq.train.trainer import Trainer
 from ensq.worker import protocol
 
@@ -38,7 +39,7 @@ def new_pack(program: Program, *seeds: int) -> Lanes:
 
 def run(program: Program, lanes: Lanes, epoch: int, *cuts: int) -> Lanes:
     """One epoch, in calls that end at ``cuts`` and at its end."""
-    batches = batches_of_epoch(program.dataset.n_training, program.batch, 0, epoch)
+    batches = batches_of_epoch(program.dataset.sizes, program.batch, 0, epoch)
     bounds = [0, *cuts, program.steps_per_epoch]
     for start, stop in itertools.pairwise(bounds):
         lanes = program.run_steps(lanes, epoch, batches, start, stop)
@@ -107,7 +108,7 @@ Errors = Callable[[Any], tuple[Any, Any]]
 @pytest.fixture(scope="module")
 def numpy_errors(program: Program) -> Errors:
     """Errors of each validation frame from the model's forces, all frames at once, in NumPy."""
-    part = program.dataset.validation
+    part = program.dataset.validation[0]
     predict = jax.jit(program.model.energy_and_forces)
 
     def errors(params: Any) -> tuple[Any, Any]:
@@ -132,10 +133,10 @@ def test_validation_is_the_numpy_computation_from_the_models_forces(
 
 
 def test_padding_is_not_counted_among_the_components(dataset: Dataset) -> None:
-    beads = np.asarray(dataset.validation.frames.mask).sum(axis=1)
-    assert dataset.validation_beads.tolist() == beads.tolist()
-    assert dataset.validation_components.tolist() == (3 * beads).tolist()
-    assert beads.min() < dataset.validation.F.shape[1]
+    beads = np.asarray(dataset.validation[0].frames.mask).sum(axis=1)
+    assert dataset.validated.beads.tolist() == beads.tolist()
+    assert dataset.validated.components.tolist() == (3 * beads).tolist()
+    assert beads.min() < dataset.validation[0].F.shape[1]
 
 
 # -- whole trainings ---------------------------------------------------------------------------
@@ -176,7 +177,7 @@ def test_the_best_parameters_are_those_whose_loss_is_reported(
     for seed, result in trained[2].items():
         force, energy = numpy_errors(result.params)
         loss = statistics.scores(
-            force, energy, dataset.validation_components, dataset.validation_beads, gammas
+            force, energy, dataset.validated.components, dataset.validated.beads, gammas
         ).loss
         losses = result.history[:, 1]
         assert result.best_epoch == 2, seed  # so that best and last can be told apart
@@ -301,7 +302,7 @@ def test_averaged_parameters_follow_the_formula_and_are_the_evaluated_ones(
     averaging = Program(settings("training.ema_decay=0.2"), dataset)
     lanes = new_pack(averaging, 1)
     expected = lane(lanes, 0).params
-    batches = batches_of_epoch(30, 8, 0, 0)
+    batches = batches_of_epoch((30,), 8, 0, 0)
     for step in range(4):
         lanes = averaging.run_steps(lanes, 0, batches, step, step + 1)
         decay = min(0.2, (1 + step) / (10 + step))

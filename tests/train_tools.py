@@ -15,7 +15,7 @@ FRAMES, BEADS, SPECIES = 40, 6, 3
 
 # 30 frames to train on in batches of 8, so that the last batch holds 6; 10 to validate.
 SETTINGS = """
-data: {path: tiny.npz}
+data: {path: tiny.npz, max_buckets: 1}  # frames of 4 to 6 beads, together
 model:
   cutoff: 4.0
   allegro: {n_channels: 4, mlp_n_hidden: 8, n_radial_basis: 4, max_ell: 0}

@@ -18,8 +18,11 @@ _COMMANDS = {
     "worker": ("worker", "Claim members and train them; also under srun."),
     "status": ("status", "Who does what, how far, how good, when done."),
     "finalize": ("finalize", "Statistics, best model and exports."),
+    "export": ("export", "One member, or a checkpoint, as a model file."),
     "retry": ("members", "Queue failed or cancelled members again."),
     "cancel": ("members", "Take members out of the queue."),
+    "config": ("config", "Check a configuration, or show it in full."),
+    "priors": ("priors", "Fit priors to data by Boltzmann inversion."),
     "db": ("db", "Check or upgrade the database."),
 }
 

@@ -29,10 +29,12 @@ def enqueue(
     Twice is the same as once. Under the same name, more seeds may be added; another
     configuration or other data are refused (exit code 78).
     """
+    from ensq.cli.config import say_notes
     from ensq.enqueue import check
     from ensq.enqueue import enqueue as write
     from ensq.store import Store
 
+    say_notes(config, overrides_of(overrides, n_models))
     checked = check(config, overrides_of(overrides, n_models))
     with Store.open(url_of(db), create=True) as store:
         done = write(store, checked, name)

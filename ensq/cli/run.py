@@ -56,10 +56,12 @@ def run(
     Run again after an interruption, it goes on from the last checkpoints.
     """
     from ensq.cli import finalize as finalizing
+    from ensq.cli.config import say_notes
     from ensq.cli.enqueue import summary
     from ensq.enqueue import check, enqueue
     from ensq.store import Store
 
+    say_notes(config, overrides_of(overrides, n_models))
     checked = check(config, overrides_of(overrides, n_models))
     with Store.open(url_of(db), create=True) as store:
         done = enqueue(store, checked, name)

@@ -22,10 +22,13 @@ from ensq import __version__
 from ensq.errors import CheckpointError
 from ensq.rundir import sha256, write_atomic
 
-FORMAT = 1
+FORMAT = 2
 HISTORY_COLUMNS = (
     "train_loss", "val_loss", "val_rmse_force", "val_rmse_energy", "learning_rate", "seconds"
 )  # fmt: skip
+
+
+_BEST_ARRAYS = ("best_force", "best_energy", "best_species")
 
 
 @dataclass(kw_only=True)
@@ -37,6 +40,7 @@ class Record:
     best_loss: float = float("inf")
     best_force: NDArray[Any] = field(default_factory=lambda: np.zeros(0))  # [V] of the best epoch
     best_energy: NDArray[Any] = field(default_factory=lambda: np.zeros(0))  # [V]
+    best_species: NDArray[Any] = field(default_factory=lambda: np.zeros((0, 0)))  # [P, S]
     history: list[tuple[float, ...]] = field(default_factory=list)  # HISTORY_COLUMNS per epoch
 
 
@@ -54,8 +58,9 @@ def write_checkpoint(
     """Write a member's state (a tree of NumPy arrays); return the file's SHA-256."""
     tensors = {f"state{key}": value for key, value in flatten(state).items()}
     tensors["history"] = np.asarray(record.history, np.float64).reshape(-1, len(HISTORY_COLUMNS))
-    tensors["best_force"] = np.asarray(record.best_force, np.float64)
-    tensors["best_energy"] = np.asarray(record.best_energy, np.float64)
+    for key in _BEST_ARRAYS:
+        # safetensors writes an array's memory as it lies: it must be in the order of its indices
+        tensors[key] = np.ascontiguousarray(getattr(record, key), np.float64)
     meta = {
         "kind": "checkpoint",
         "epoch": epoch,
@@ -114,8 +119,7 @@ def restore(data: bytes, template: Any, identity: Identity) -> Restored:
             seed=int(meta["seed"]),
             best_epoch=int(meta["best_epoch"]),
             best_loss=float.fromhex(meta["best_loss"]),
-            best_force=tensors["best_force"],
-            best_energy=tensors["best_energy"],
+            **{key: tensors[key] for key in _BEST_ARRAYS},
             history=[tuple(map(float, row)) for row in tensors["history"]],
         )
         state = unflatten(template, {k: v for k, v in tensors.items() if k.startswith("state")})
@@ -137,10 +141,14 @@ class MemberResult:
     energy_errors: NDArray[Any]  # [V]
     components: NDArray[Any]  # [V] real force components
     beads: NDArray[Any]  # [V] real beads
+    protein: NDArray[Any]  # [V] place among the names of proteins
+    species_errors: NDArray[Any]  # [P,S] sum of squared errors by protein and species
+    species_components: NDArray[Any]  # [P,S] real force components
     validation_index: NDArray[Any]  # [V] frame numbers in the data file
     history: NDArray[Any]  # [E, columns]
     statistics: dict[str, Any]  # what the model takes from the data, for ``build_model``
     species_names: tuple[str, ...]
+    protein_names: tuple[str, ...]
     config: str  # canonical JSON
     identity: Identity
     versions: dict[str, str]
@@ -151,6 +159,9 @@ _RESULT_ARRAYS = (
     "energy_errors",
     "components",
     "beads",
+    "protein",
+    "species_errors",
+    "species_components",
     "validation_index",
     "history",
 )
@@ -174,6 +185,7 @@ def result_bytes(result: MemberResult) -> bytes:
         "final_loss": result.final_loss.hex(),
         "statistics": result.statistics,
         "species_names": list(result.species_names),
+        "protein_names": list(result.protein_names),
         "config": result.config,
         "versions": result.versions,
     }
@@ -194,6 +206,7 @@ def read_result(data: bytes) -> MemberResult:
             **{key: tensors[key] for key in _RESULT_ARRAYS},
             statistics=dict(meta["statistics"]),
             species_names=tuple(meta["species_names"]),
+            protein_names=tuple(meta["protein_names"]),
             config=str(meta["config"]),
             identity=Identity(meta["config_digest"], meta["data_digest"]),
             versions=dict(meta["versions"]),

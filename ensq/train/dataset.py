@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from ensq import data
 from ensq.config import RunConfig
 from ensq.errors import MismatchError
+from ensq.train.buckets import choose_bounds, frame_sizes, members_of
 from ensq.train.models import DataStatistics, Frames
-from ensq.train.neighbours import build_neighbours
+from ensq.train.neighbours import Neighbours, build_neighbours
 
 
 class Labelled(NamedTuple):
@@ -26,26 +27,46 @@ class Labelled(NamedTuple):
     F: jax.Array  # [T,N,3]
     U: jax.Array  # [T]
 
+    @property
+    def n_frames(self) -> int:
+        return int(self.U.shape[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """The validation frames [V] in their fixed order, as plain numbers."""
+
+    index: NDArray[Any]  # [V] frame numbers in the data
+    components: NDArray[Any]  # [V] real force components of each frame
+    beads: NDArray[Any]  # [V] real beads
+    protein: NDArray[Any]  # [V] place among the names of proteins
+    species_components: NDArray[Any]  # [P,S] real force components by protein and species
+    place: NDArray[Any]  # [V] where each frame stands in the groups, put one after another
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """All that a pack trains on."""
+    """All that a pack trains on; frames are grouped by size (``train.buckets``)."""
 
-    training: Labelled
-    validation: Labelled
-    validation_index: NDArray[Any]  # [V] frame numbers in the data file
-    validation_components: NDArray[Any]  # [V] real force components of each frame
-    validation_beads: NDArray[Any]  # [V] real beads of each frame
+    training: tuple[Labelled, ...]
+    validation: tuple[Labelled, ...]
+    validated: Validation
     statistics: DataStatistics  # energy_shift included: what an exported model adds again
     species_names: tuple[str, ...]
+    protein_names: tuple[str, ...]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Training frames of each group."""
+        return tuple(part.n_frames for part in self.training)
 
     @property
     def n_training(self) -> int:
-        return int(self.training.U.shape[0])
+        return sum(self.sizes)
 
     @property
     def n_validation(self) -> int:
-        return int(self.validation.U.shape[0])
+        return len(self.validated.index)
 
 
 def prepare(
@@ -71,33 +92,44 @@ def prepare(
             f"{found[:12]}…, recorded {expected_digest[:12]}…); restore the file or enqueue "
             "under another name"
         )
-    whole = data.load(path, config.training.gammas)
+    whole = data.load(path, config.data, config.training.gammas, config.unit)
+    if config.model.use_priors:
+        data.check_open(whole, str(path))
     split = data.split(whole, config, str(path))
     training, validation = whole.take(split.training), whole.take(split.validation)
-    shift = reference_energies(training) if config.training.gammas.U else None
-    n_species = len(whole.species_names)
     phase("building neighbour lists")
-    layouts = [
-        build_neighbours(part.R, part.mask, config.model.cutoff) for part in (training, validation)
-    ]
-    labelled = [
-        _labelled(part, layout, shift, config)
-        for part, layout in zip((training, validation), layouts, strict=True)
-    ]
-    components = 3 * validation.mask.sum(axis=1)
+    return lay_out(training, validation, split.validation, config)
+
+
+def lay_out(
+    training: data.Data, validation: data.Data, index: NDArray[Any], config: RunConfig
+) -> Dataset:
+    """The data set of these frames; ``index`` [V] are the validation frames' numbers."""
+    shift = reference_energies(training) if config.training.gammas.U else None
+    sizes, more = frame_sizes(training.mask), frame_sizes(validation.mask)
+    bounds = choose_bounds(
+        sizes,
+        np.concatenate([sizes, more]),
+        groups=config.data.max_buckets,
+        fewest=config.training.batch_per_device,
+    )
+    groups, validation_groups = members_of(sizes, bounds), members_of(more, bounds)
+    parts, layouts = _groups(training, groups, bounds, shift, config)
+    validation_parts, _ = _groups(validation, validation_groups, bounds, shift, config)
+    n_species = len(training.species_names)
     return Dataset(
-        training=labelled[0],
-        validation=labelled[1],
-        validation_index=split.validation,
-        validation_components=components,
-        validation_beads=validation.mask.sum(axis=1),
+        training=parts,
+        validation=validation_parts,
+        validated=_validated(validation, index, np.concatenate(validation_groups)),
         statistics=DataStatistics(
             n_species=n_species,
-            avg_num_neighbors=layouts[0].average,
+            avg_num_neighbors=_average(layouts),
             energy_shift=np.zeros(n_species) if shift is None else shift,
             energy_scale=force_scale(training),
+            elements=training.elements,
         ),
-        species_names=whole.species_names,
+        species_names=training.species_names,
+        protein_names=_protein_names(training),
     )
 
 
@@ -132,8 +164,66 @@ def force_scale(training: data.Data) -> float:
     return scale if scale > 0 else 1.0
 
 
+def _groups(
+    whole: data.Data,
+    groups: list[NDArray[np.int64]],
+    bounds: tuple[int, ...],
+    shift: NDArray[Any] | None,
+    config: RunConfig,
+) -> tuple[tuple[Labelled, ...], list[Neighbours]]:
+    """Each group's frames, cut to its size."""
+    parts, layouts = [], []
+    for members, size in zip(groups, bounds, strict=True):
+        part = _cut(whole.take(members), size)
+        layout = build_neighbours(part.R, part.mask, config.model.cutoff, part.cell)
+        parts.append(_labelled(part, layout, shift, config))
+        layouts.append(layout)
+    return tuple(parts), layouts
+
+
+def _cut(part: data.Data, size: int) -> data.Data:
+    return replace(
+        part,
+        R=part.R[:, :size],
+        F=None if part.F is None else part.F[:, :size],
+        species=part.species[:, :size],
+        mask=part.mask[:, :size],
+    )
+
+
+def _average(layouts: list[Neighbours]) -> float:
+    """Neighbours per bead that has any, over all groups (1 where there is no edge at all)."""
+    counts = [layout.mask.sum(axis=-1) for layout in layouts]
+    beads = sum(int(np.count_nonzero(count)) for count in counts)
+    return float(sum(count.sum() for count in counts)) / beads if beads else 1.0
+
+
+def _protein_names(whole: data.Data) -> tuple[str, ...]:
+    return whole.protein_names or ("all",)
+
+
+def _validated(validation: data.Data, index: NDArray[Any], order: NDArray[np.int64]) -> Validation:
+    """``order``: the places of the frames in the groups, put one after another."""
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    n_species, T = len(validation.species_names), validation.n_frames
+    protein = np.zeros(T, np.int64) if validation.protein is None else validation.protein
+    counts = np.zeros((len(_protein_names(validation)), n_species))
+    frame, bead = np.nonzero(validation.mask)
+    np.add.at(counts, (protein[frame], validation.species[frame, bead]), 3)
+    beads = validation.mask.sum(axis=1)
+    return Validation(
+        index=index,
+        components=3 * beads,
+        beads=beads,
+        protein=np.asarray(protein, np.int64),
+        species_components=counts,
+        place=place,
+    )
+
+
 def _labelled(
-    part: data.Data, neighbours: Any, shift: NDArray[Any] | None, config: RunConfig
+    part: data.Data, neighbours: Neighbours, shift: NDArray[Any] | None, config: RunConfig
 ) -> Labelled:
     dtype = jnp.dtype(config.training.precision)
     energies = np.zeros(part.n_frames) if part.U is None or shift is None else part.U.copy()
@@ -141,14 +231,27 @@ def _labelled(
         energies -= np.where(part.mask, shift[part.species], 0.0).sum(axis=1)
     forces = np.zeros_like(part.R) if part.F is None else part.F
     return Labelled(
-        frames=Frames(
-            R=jnp.asarray(part.R, dtype),
-            species=jnp.asarray(part.species),
-            mask=jnp.asarray(part.mask, dtype),
-            nbr=jnp.asarray(neighbours.index),
-            rev=jnp.asarray(neighbours.reverse),
-            nbr_mask=jnp.asarray(neighbours.mask, dtype),
-        ),
+        frames=frames_of(part.R, part.species, part.mask, neighbours, dtype),
         F=jnp.asarray(forces, dtype),
         U=jnp.asarray(energies, dtype),
+    )
+
+
+def frames_of(
+    positions: NDArray[Any],
+    species: NDArray[Any],
+    mask: NDArray[Any],
+    neighbours: Neighbours,
+    dtype: Any,
+) -> Frames:
+    """Frames for the device from host arrays [T,N,…] and their neighbour layout."""
+    offset = neighbours.offset
+    return Frames(
+        R=jnp.asarray(positions, dtype),
+        species=jnp.asarray(species, jnp.int32),
+        mask=jnp.asarray(mask, dtype),
+        nbr=jnp.asarray(neighbours.index),
+        rev=jnp.asarray(neighbours.reverse),
+        nbr_mask=jnp.asarray(neighbours.mask, dtype),
+        offset=None if offset is None else jnp.asarray(offset, dtype),
     )

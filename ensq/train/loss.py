@@ -12,51 +12,56 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import jax_md_mod  # noqa: F401  (chemtrain and jax_md need it imported before them)
+import numpy as np
 from chemtrain.learn import force_matching
+from jax import Array
+from jaxtyping import Float, Int
 
 from ensq.config.structs import GammasConfig
+
+Values = Array | np.ndarray  # the formula holds for both
 
 
 class Errors(NamedTuple):
     """Errors per frame, from which every reported loss is computed.
 
-    ``force`` [B]: sum over real components of (F - F_ref)^2; ``energy`` [B]: U - U_ref.
+    ``force``: sum over real components of (F - F_ref)^2; ``energy``: U - U_ref.
     """
 
-    force: jax.Array
-    energy: jax.Array
+    force: Float[Array, " B"]
+    energy: Float[Array, " B"]
 
 
-def masked_force_error(predicted: jax.Array, target: jax.Array, weights: jax.Array) -> jax.Array:
-    """Mean squared error over the components of beads with weight 1.
+def masked_force_error(
+    predicted: Float[Values, "B N 3"], target: Float[Values, "B N 3"], weights: Float[Values, "B N"]
+) -> Float[Array, ""]:
+    """Mean squared error over the components of beads with weight 1: the real ones of real frames.
 
-    Args:
-        predicted: [B,N,3].
-        target: [B,N,3].
-        weights: [B,N], 1 for a real bead of a real frame, else 0.
+    All others have weight 0.
     """
     squares = jnp.sum((predicted - target) ** 2, axis=-1)
     return jnp.sum(weights * squares) / (3 * jnp.maximum(jnp.sum(weights), 1))
 
 
-def masked_energy_error(predicted: jax.Array, target: jax.Array, weights: jax.Array) -> jax.Array:
-    """Mean squared error over the frames with weight 1; all arguments [B]."""
+def masked_energy_error(
+    predicted: Float[Values, " B"], target: Float[Values, " B"], weights: Float[Values, " B"]
+) -> Float[Array, ""]:
+    """Mean squared error over the frames with weight 1."""
     return jnp.sum(weights * (predicted - target) ** 2) / jnp.maximum(jnp.sum(weights), 1)
 
 
 def init_loss(
     gammas: GammasConfig,
-) -> Callable[[dict[str, jax.Array], dict[str, jax.Array]], jax.Array]:
+) -> Callable[[dict[str, Array], dict[str, Array]], Array]:
     """The loss of a batch: ``loss(predictions, targets)``.
 
     Predictions hold ``F`` [B,N,3] and ``U`` [B]; targets the same and the weights ``F_weight``
     [B,N] and ``U_weight`` [B]. A part whose gamma is 0 must be left out of the targets.
     """
     weights = {key: value for key, value in (("F", gammas.F), ("U", gammas.U)) if value}
-    loss: Callable[..., jax.Array] = force_matching.init_loss_fn(
+    loss: Callable[..., Array] = force_matching.init_loss_fn(
         error_fns={"F": masked_force_error, "U": masked_energy_error},
         individual=False,
         gammas=weights,
@@ -66,14 +71,25 @@ def init_loss(
 
 
 def frame_errors(
-    energy: jax.Array, force: jax.Array, U: jax.Array, F: jax.Array, mask: jax.Array
+    energy: Float[Array, " B"],
+    force: Float[Array, "B N 3"],
+    U: Float[Array, " B"],
+    F: Float[Array, "B N 3"],
+    mask: Float[Array, "B N"],
 ) -> Errors:
-    """Errors of each frame.
-
-    Args:
-        energy: [B] predicted, against ``U`` [B].
-        force: [B,N,3] predicted, against ``F`` [B,N,3].
-        mask: [B,N], 1 for a real bead.
-    """
+    """Errors of each frame: predictions against ``U`` and ``F``; ``mask`` is 1 for a real bead."""
     squares = jnp.sum((force - F) ** 2, axis=-1)
     return Errors(force=jnp.sum(mask * squares, axis=-1), energy=energy - U)
+
+
+def species_errors(
+    force: Float[Array, "B N 3"],
+    F: Float[Array, "B N 3"],
+    mask: Float[Array, "B N"],
+    species: Int[Array, "B N"],
+    n_species: int,
+) -> Float[Array, "B {n_species}"]:
+    """What each species adds to ``Errors.force``."""
+    squares = mask * jnp.sum((force - F) ** 2, axis=-1)
+    kind = species[..., None] == jnp.arange(n_species)
+    return jnp.sum(jnp.where(kind, squares[..., None], 0.0), axis=-2)

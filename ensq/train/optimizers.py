@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import optax
 
 from ensq.config.structs import OptimizerConfig, OptimizerSettings, StageConfig
@@ -40,12 +41,23 @@ def build(config: OptimizerConfig, stage: StageConfig, stage_steps: int) -> Any:
     """The optax chain of one stage, for one member; a pack maps it over its members."""
     settings = settings_of(config, stage)
     parts = [] if config.grad_clip is None else [optax.clip_by_global_norm(config.grad_clip)]
-    parts.append(_SCALINGS[stage.optimizer](settings))
+    scaling = _SCALINGS[stage.optimizer](settings)
     if settings.weight_decay:
-        # Decoupled from the gradient's scaling, as in AdamW (Loshchilov & Hutter, 2019).
-        parts.append(optax.add_decayed_weights(settings.weight_decay))
+        decay = optax.add_decayed_weights(settings.weight_decay, mask=_decayed)
+        # After the scaling: decoupled from the gradient, as in AdamW (Loshchilov & Hutter, 2019).
+        parts += [decay, scaling] if settings.decay_by_gradient else [scaling, decay]
+    else:
+        parts.append(scaling)
     parts.append(optax.scale_by_learning_rate(schedule(settings, stage_steps)))
     return optax.chain(*parts)
+
+
+def _decayed(params: Any) -> Any:
+    """Which parameters decay: the network's. A bond length of the priors has no business at 0."""
+    return {
+        part: jax.tree_util.tree_map(lambda _, decays=part != "priors": decays, tree)
+        for part, tree in params.items()
+    }
 
 
 def _adam(settings: OptimizerSettings) -> Any:
@@ -55,7 +67,7 @@ def _adam(settings: OptimizerSettings) -> Any:
 
 def _adabelief(settings: OptimizerSettings) -> Any:
     eps = 1e-16 if settings.eps is None else settings.eps
-    return optax.scale_by_belief(b1=settings.beta1, b2=settings.beta2, eps=eps, eps_root=eps)
+    return optax.scale_by_belief(b1=settings.beta1, b2=settings.beta2, eps=eps)
 
 
 def _yogi(settings: OptimizerSettings) -> Any:

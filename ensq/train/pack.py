@@ -7,12 +7,14 @@ frozen and never touches its neighbours.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 import optax
 from chemtrain.learn import max_likelihood
@@ -20,11 +22,13 @@ from numpy.typing import NDArray
 
 from ensq.config import RunConfig
 from ensq.train import loss as losses
-from ensq.train import optimizers
+from ensq.train import optimizers, pretrain
+from ensq.train.batches import Batches, in_batches
 from ensq.train.dataset import Dataset, Labelled, without_shift
 from ensq.train.models import EnergyModel, build_model
 
 Params = Any  # a nested dict of arrays
+PRIOR_BATCH = 256  # frames that the priors alone look at together: they need little memory
 
 
 class Lanes(NamedTuple):
@@ -39,29 +43,12 @@ class Lanes(NamedTuple):
     batch_losses: jax.Array  # [K, steps per epoch], of the epoch under way
 
 
-class Batches(NamedTuple):
-    """The order of one epoch: the same for every member."""
-
-    index: NDArray[np.int32]  # type: ignore[assignment]  # [S, B] training frames; not tuple.index
-    weight: NDArray[np.float32]  # [S, B], 0 for places that fill the last batch
-
-    @property
-    def frames(self) -> NDArray[Any]:
-        """[S] frames in each batch."""
-        return self.weight.sum(axis=1)
-
-
-class Validation(NamedTuple):
+class Errors(NamedTuple):
     """Errors of every member on every validation frame, on the host."""
 
     force: NDArray[Any]  # [K, V] sum of squared errors over real components
     energy: NDArray[Any]  # [K, V] U - U_ref
-
-
-def batches_of_epoch(n_frames: int, batch: int, seed: int, epoch: int) -> Batches:
-    """Every training frame once, shuffled by data seed and epoch; the last batch is filled up."""
-    order = np.random.default_rng([seed, 2, epoch]).permutation(n_frames).astype(np.int32)
-    return _in_batches(order, batch)
+    species: NDArray[Any]  # [K, P, S] sum of squared errors by protein and species
 
 
 def stack(trees: list[Any]) -> Any:
@@ -80,24 +67,37 @@ class Program:
     def __init__(self, config: RunConfig, dataset: Dataset) -> None:
         self.config = config
         self.dataset = dataset
+        gammas = config.training.gammas
         self.model: EnergyModel = build_model(config.model, without_shift(dataset.statistics))
         self.dtype = jnp.dtype(config.training.precision)
-        self.batch = min(config.training.batch_per_device, dataset.n_training)
-        self.steps_per_epoch = -(-dataset.n_training // self.batch)
-        self._loss = losses.init_loss(config.training.gammas)
+        self.batch = min(config.training.batch_per_device, max(dataset.sizes))
+        self.steps_per_epoch = sum(-(-size // self.batch) for size in dataset.sizes)
+        self._losses = [
+            losses.init_loss(msgspec.structs.replace(gammas, F=gammas.F * share))
+            for share in _shares(dataset.training)
+        ]
         self._optimizers = [
             optimizers.build(config.optimizer, stage, stage.epochs * self.steps_per_epoch)
             for stage in config.training.stages
         ]
-        self._init = jax.jit(partial(self.model.init, dtype=self.dtype))
+        self._init = jax.jit(self.model.init)
+        self._example = jax.tree_util.tree_map(lambda leaf: leaf[:1], dataset.training[0].frames)
+        self._priors: Params = None  # fitted before the first stage, if the configuration asks
         self._run: dict[int, Callable[..., Lanes]] = {}
         self._evaluate = jax.jit(jax.vmap(self._evaluate_member, in_axes=(0, None, None)))
-        self._evaluators: dict[int, Any] = {}  # compiled, by the number of members
+        self._evaluators: dict[tuple[int, int], Any] = {}  # compiled, by group and members
         self._warm: set[tuple[int, int]] = set()  # (stage, members) that are compiled
         self._keep_best = jax.jit(_keep_best)
-        size = min(self.batch, dataset.n_validation)
-        walk = _in_batches(np.arange(dataset.n_validation, dtype=np.int32), size)
-        self._validation = dataset.validation, jnp.asarray(walk.index)
+        self._validation = [
+            (
+                part,
+                jnp.asarray(
+                    in_batches(np.arange(part.n_frames), min(self.batch, part.n_frames)).index
+                ),
+            )
+            for part in dataset.validation
+            if part.n_frames
+        ]
 
     # -- state ---------------------------------------------------------------------------------
 
@@ -113,9 +113,36 @@ class Program:
         """Whether ``epoch`` is the first of a stage, which begins with a new optimiser state."""
         return epoch == 0 or self.stage_of(epoch) != self.stage_of(epoch - 1)
 
+    @property
+    def priors_fitted(self) -> bool:
+        return self._priors is not None
+
+    def fit_priors(self, say: Callable[[str], None] = lambda text: None) -> None:
+        """Fit the priors' parameters alone to the training frames: the same for all members."""
+        settings = self.config.training
+        self._priors, _ = pretrain.fit_priors(
+            self._fresh(0).params,
+            self.prior_loss,
+            self.dataset.training,
+            min_steps=settings.pretrain_prior_min_steps,
+            max_steps=settings.pretrain_prior_max_steps,
+            tol_grad=settings.pretrain_prior_tol_grad,
+            say=say,
+        )
+
     def new_member(self, seed: int) -> Lanes:
         """The state of one member (no leading axis) before its first step."""
-        params = self._init(jax.random.PRNGKey(seed))
+        member = self._fresh(seed)
+        if not self.config.training.pretrain_prior:
+            return member
+        if not self.priors_fitted:
+            self.fit_priors()
+        params = {**member.params, "priors": self._priors}
+        averaged = params if self.config.training.ema_decay is not None else ()
+        return member._replace(params=params, average=averaged, best=params)
+
+    def _fresh(self, seed: int) -> Lanes:
+        params = self._init(jax.random.PRNGKey(seed), self._example)
         averaged = self.config.training.ema_decay is not None
         return Lanes(
             params=params,
@@ -132,7 +159,7 @@ class Program:
 
         Between two epochs the optimiser is still that of the epoch before.
         """
-        member = self.new_member(0)
+        member = self._fresh(0)
         stage = self.stage_of(epoch if step or not epoch else epoch - 1)
         optimizer = self._optimizers[stage].init(member.params)
         return member._replace(optimizer=optimizer)
@@ -168,14 +195,16 @@ class Program:
         """
         members = int(lanes.alive.shape[0])
         lanes = self.run_steps(lanes, epoch, batches, 0, 0)
-        self._evaluator(self.evaluated(lanes), members)
+        for group in range(len(self._validation)):
+            self._evaluator(self.evaluated(lanes), group, members)
         self._warm.add((self.stage_of(epoch), members))
         return lanes
 
-    def _evaluator(self, params: Params, members: int) -> Any:
-        if members not in self._evaluators:
-            self._evaluators[members] = self._evaluate.lower(params, *self._validation).compile()
-        return self._evaluators[members]
+    def _evaluator(self, params: Params, group: int, members: int) -> Any:
+        key = (group, members)
+        if key not in self._evaluators:
+            self._evaluators[key] = self._evaluate.lower(params, *self._validation[group]).compile()
+        return self._evaluators[key]
 
     def run_steps(self, lanes: Lanes, epoch: int, batches: Batches, start: int, stop: int) -> Lanes:
         """Train steps ``start`` to ``stop`` - 1 of an epoch, without a round trip in between.
@@ -187,33 +216,46 @@ class Program:
         if stage not in self._run:
             run = partial(self._run_lanes, self._optimizers[stage])
             self._run[stage] = jax.jit(run, donate_argnums=0)
-        weight = batches.weight.astype(self.dtype)
+        order = batches._replace(weight=batches.weight.astype(self.dtype))
         return self._run[stage](
-            lanes, self.dataset.training, batches.index, weight, np.int32(start), np.int32(stop)
+            lanes, self.dataset.training, order, np.int32(start), np.int32(stop)
         )
 
     def _run_lanes(
         self,
         optimizer: Any,
         lanes: Lanes,
-        training: Labelled,
-        index: jax.Array,
-        weight: jax.Array,
+        training: tuple[Labelled, ...],
+        order: Any,
         start: jax.Array,
         stop: jax.Array,
     ) -> Lanes:
-        def body(step: jax.Array, lanes: Lanes) -> Lanes:
-            batch = jax.tree_util.tree_map(lambda leaf: leaf[index[step]], training)
-            one = partial(self._step, optimizer, batch=batch, weight=weight[step], step=step)
+        def of_group(group: int, step: jax.Array, lanes: Lanes) -> Lanes:
+            index = order.index[step]
+            batch = jax.tree_util.tree_map(lambda leaf: leaf[index], training[group])
+            one = partial(self._step, optimizer, group, batch, order.weight[step], step)
             return jax.vmap(one)(lanes)
+
+        def body(step: jax.Array, lanes: Lanes) -> Lanes:
+            if len(training) == 1:
+                return of_group(0, step, lanes)
+            # all members train on one group at a time, so that only its branch is run
+            branches = [partial(of_group, group) for group in range(len(training))]
+            return jax.lax.switch(order.group[step], branches, step, lanes)
 
         return jax.lax.fori_loop(start, stop, body, lanes)
 
     def _step(
-        self, optimizer: Any, member: Lanes, *, batch: Labelled, weight: jax.Array, step: jax.Array
+        self,
+        optimizer: Any,
+        group: int,
+        batch: Labelled,
+        weight: jax.Array,
+        step: jax.Array,
+        member: Lanes,
     ) -> Lanes:
         """One gradient step of one member; a step that is not finite leaves it as it was."""
-        loss, gradient = jax.value_and_grad(self.batch_loss)(member.params, batch, weight)
+        loss, gradient = jax.value_and_grad(self.batch_loss)(member.params, batch, weight, group)
         params, state = max_likelihood.step_optimizer(
             member.params, member.optimizer, gradient, optimizer
         )
@@ -232,13 +274,21 @@ class Program:
         kept = jax.tree_util.tree_map(lambda new, old: jnp.where(alive, new, old), moved, member)
         return kept._replace(alive=alive, batch_losses=member.batch_losses.at[step].set(loss))
 
-    def batch_loss(self, params: Params, batch: Labelled, weight: jax.Array) -> jax.Array:
+    def batch_loss(
+        self,
+        params: Params,
+        batch: Labelled,
+        weight: jax.Array,
+        group: int = 0,
+        model: EnergyModel | None = None,
+    ) -> jax.Array:
         """The loss of one member on one batch; ``weight`` [B] is 0 for frames that fill up."""
         gammas = self.config.training.gammas
+        model = model or self.model
         if gammas.F:
-            energy, force = self.model.energy_and_forces(params, batch.frames)
+            energy, force = model.energy_and_forces(params, batch.frames)
         else:
-            energy = self.model.per_bead_energy(params, batch.frames).sum(axis=-1)
+            energy = model.per_bead_energy(params, batch.frames).sum(axis=-1)
             force = jnp.zeros_like(batch.F)
         predictions = {"F": force, "U": energy}
         targets: dict[str, jax.Array] = {
@@ -249,28 +299,72 @@ class Program:
             targets["F"] = batch.F
         if gammas.U:
             targets["U"] = batch.U
-        return self._loss(predictions, targets)
+        return self._losses[group](predictions, targets)
+
+    def prior_loss(self, params: Params, training: tuple[Labelled, ...]) -> jax.Array:
+        """The loss of the priors alone over all training frames."""
+        alone = dataclasses.replace(self.model, network=None, train_priors=True)
+        total = jnp.zeros((), self.dtype)
+        for group, part in enumerate(training):
+
+            def of_batch(
+                place: tuple[jax.Array, jax.Array], part: Labelled = part, group: int = group
+            ) -> jax.Array:
+                batch = jax.tree_util.tree_map(lambda leaf: leaf[place[0]], part)
+                return self.batch_loss(params, batch, place[1], group, alone) * jnp.sum(place[1])
+
+            walk = in_batches(np.arange(part.n_frames), min(PRIOR_BATCH, part.n_frames))
+            weight = jnp.asarray(walk.weight, self.dtype)
+            # computed again for the gradient: memory does not grow with the number of frames
+            again = jax.remat(of_batch)  # type: ignore[attr-defined]
+            total += jnp.sum(jax.lax.map(again, (walk.index, weight)))
+        return total / self.dataset.n_training
 
     # -- validation ----------------------------------------------------------------------------
 
-    def validate(self, params: Params) -> Validation:
+    def validate(self, params: Params) -> Errors:
         """Errors of every member over the whole validation set, in its fixed order."""
         members = int(jax.tree_util.tree_leaves(params)[0].shape[0])
-        errors: losses.Errors = self._evaluator(params, members)(params, *self._validation)
-        return Validation(
-            *(np.asarray(part, np.float64)[:, : self.dataset.n_validation] for part in errors)
+        parts = [
+            self._evaluator(params, group, members)(params, *arguments)
+            for group, arguments in enumerate(self._validation)
+        ]
+        place = self.dataset.validated.place
+        force, energy, species = (
+            np.concatenate(
+                [
+                    np.asarray(errors, np.float64)[:, : part.n_frames]
+                    for errors, (part, _) in zip(arrays, self._validation, strict=True)
+                ],
+                axis=1,
+            )[:, place]
+            for arrays in zip(*parts, strict=True)
         )
+        return Errors(force, energy, self._by_protein(species))
+
+    def _by_protein(self, species: NDArray[Any]) -> NDArray[Any]:
+        """[K, V, S] to [K, P, S], the sum over the frames of each protein."""
+        validated = self.dataset.validated
+        sums = np.zeros((len(species), *validated.species_components.shape))
+        for protein in range(sums.shape[1]):
+            sums[:, protein] = species[:, validated.protein == protein].sum(axis=1)
+        return sums
 
     def _evaluate_member(
         self, params: Params, labelled: Labelled, frames: jax.Array
-    ) -> losses.Errors:
-        def of_batch(index: jax.Array) -> losses.Errors:
+    ) -> tuple[jax.Array, ...]:
+        """Errors [V], [V] and [V, species] of the frames of one group, and of the fill."""
+        n_species = self.dataset.statistics.n_species
+
+        def of_batch(index: jax.Array) -> tuple[jax.Array, ...]:
             batch = jax.tree_util.tree_map(lambda leaf: leaf[index], labelled)
             energy, force = self.model.energy_and_forces(params, batch.frames)
-            return losses.frame_errors(energy, force, batch.U, batch.F, batch.frames.mask)
+            mask, species = batch.frames.mask, batch.frames.species
+            errors = losses.frame_errors(energy, force, batch.U, batch.F, mask)
+            return *errors, losses.species_errors(force, batch.F, mask, species, n_species)
 
         errors = jax.lax.map(of_batch, frames)
-        return losses.Errors(*(part.reshape(-1) for part in errors))
+        return tuple(part.reshape(-1, *part.shape[2:]) for part in errors)
 
     def keep_best(self, lanes: Lanes, improved: NDArray[np.bool_]) -> Lanes:
         """Take the evaluated parameters as the best ones where ``improved`` [K]."""
@@ -284,10 +378,15 @@ def _keep_best(lanes: Lanes, evaluated: Params, improved: jax.Array) -> Lanes:
     return lanes._replace(best=jax.tree_util.tree_map(choose, evaluated, lanes.best))
 
 
-def _in_batches(order: NDArray[np.int32], size: int) -> Batches:
-    """These frames in batches of ``size``; the last one is filled with frame 0 at weight 0."""
-    steps = -(-len(order) // size)
-    index = np.zeros(steps * size, np.int32)
-    weight = np.zeros(steps * size, np.float32)
-    index[: len(order)], weight[: len(order)] = order, 1
-    return Batches(index.reshape(steps, size), weight.reshape(steps, size))
+def _shares(training: tuple[Labelled, ...]) -> list[float]:
+    """For each group its real components per frame against those of the whole set.
+
+    The mean over the components of a batch, times this, weighs every component of the set alike,
+    whichever group it is in. 1 where there is one group.
+    """
+    if len(training) == 1:
+        return [1.0]
+    real = [float(np.asarray(part.frames.mask, np.float64).sum()) for part in training]
+    frames = [part.n_frames for part in training]
+    overall = sum(real) / sum(frames)
+    return [beads / count / overall for beads, count in zip(real, frames, strict=True)]

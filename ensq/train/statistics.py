@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ensq import config as configuration
 from ensq.config.structs import GammasConfig
+
+if TYPE_CHECKING:
+    from ensq.train.checkpoint import MemberResult
 
 
 class Scores(NamedTuple):
@@ -53,3 +57,43 @@ def frame_losses(
     share = force * (len(force) / components.sum())
     parts = (gammas.F * share if gammas.F else 0.0) + (gammas.U * energy**2 if gammas.U else 0.0)
     return np.asarray(parts, np.float64)
+
+
+def breakdown(result: MemberResult) -> dict[str, dict[str, dict[str, Any]]]:
+    """Errors of a member by protein, and its force errors by species (residue type or element).
+
+    In the run's unit of energy and Angstrom; names that occur nowhere in the validation set are
+    left out.
+    """
+    gammas = configuration.loads(result.config).training.gammas
+    proteins: dict[str, dict[str, Any]] = {}
+    for number, name in enumerate(result.protein_names):
+        chosen = result.protein == number
+        if chosen.any():
+            found = scores(
+                result.force_errors[chosen],
+                result.energy_errors[chosen],
+                result.components[chosen],
+                result.beads[chosen],
+                gammas,
+            )
+            proteins[name] = {
+                "frames": int(chosen.sum()),
+                "loss": found.loss,
+                "force_rmse": found.rmse_force,
+                "energy_rmse_per_bead": found.rmse_energy,
+            }
+    return {"proteins": proteins, "species": _by_species(result) if gammas.F else {}}
+
+
+def _by_species(result: MemberResult) -> dict[str, dict[str, Any]]:
+    squares = result.species_errors.sum(axis=0)
+    components = result.species_components.sum(axis=0)
+    return {
+        name: {
+            "components": int(components[place]),
+            "force_rmse": float(np.sqrt(squares[place] / components[place])),
+        }
+        for place, name in enumerate(result.species_names)
+        if components[place]
+    }

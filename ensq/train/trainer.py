@@ -18,8 +18,9 @@ from ensq.config import RunConfig
 from ensq.errors import CheckpointError
 from ensq.rundir import RESULT_NAME, checkpoint_name
 from ensq.train import checkpoint, environment, statistics
+from ensq.train.batches import Batches, batches_of_epoch
 from ensq.train.checkpoint import Identity, MemberResult, Record, Restored
-from ensq.train.pack import Batches, Lanes, Program, batches_of_epoch, lane, stack
+from ensq.train.pack import Lanes, Program, lane, stack
 from ensq.worker import protocol
 from ensq.worker.protocol import MemberTask
 
@@ -94,6 +95,8 @@ class Trainer:
                 rejected.append(str(error))
         if rejected:
             control.send(protocol.Resumed(epoch=0, step=0, rejected=tuple(rejected)))
+        if self.config.training.pretrain_prior and not self.program.priors_fitted:
+            self.program.fit_priors(lambda text: control.send(protocol.Phase(text=text)))
         return Restored(self.program.new_member(task.seed), Record(seed=task.seed), 0, 0)
 
     def steps_to_run(self, left: int) -> int:
@@ -144,7 +147,7 @@ class Pack:
         """The steps left of this epoch. Returns False if a stop came first."""
         epoch, total = self.place.epoch, self.program.steps_per_epoch
         batches = batches_of_epoch(
-            self.program.dataset.n_training, self.program.batch, self.config.data.seed, epoch
+            self.program.dataset.sizes, self.program.batch, self.config.data.seed, epoch
         )
         while self.place.step < total and self._active():
             if self.control.stop_wanted():
@@ -208,7 +211,9 @@ class Pack:
     def _score(self, validation: Any, began: float) -> list[protocol.MemberEpoch]:
         """Losses of the active members; a member without finite ones is reported and ends."""
         dataset = self.program.dataset
-        frames = batches_of_epoch(dataset.n_training, self.program.batch, 0, 0).frames
+        frames = batches_of_epoch(
+            dataset.sizes, self.program.batch, self.config.data.seed, self.place.epoch - 1
+        ).frames
         batch_losses = np.asarray(self.lanes.batch_losses, np.float64)
         alive = np.asarray(self.lanes.alive)
         epoch = self.place.epoch
@@ -219,8 +224,8 @@ class Pack:
             scores = statistics.scores(
                 validation.force[place],
                 validation.energy[place],
-                dataset.validation_components,
-                dataset.validation_beads,
+                dataset.validated.components,
+                dataset.validated.beads,
                 self.config.training.gammas,
             )
             train = float(np.sum(batch_losses[place] * frames) / frames.sum())
@@ -231,6 +236,7 @@ class Pack:
                 member.record.best_loss, member.record.best_epoch = scores.loss, epoch
                 member.record.best_force = validation.force[place]
                 member.record.best_energy = validation.energy[place]
+                member.record.best_species = validation.species[place]
             row = (train, *_numbers(scores), rate, seconds)
             member.record.history.append(row)
             reports.append(_report(member, epoch, train, scores, rate, seconds))
@@ -284,12 +290,16 @@ class Pack:
             final_loss=record.history[-1][1],
             force_errors=record.best_force,
             energy_errors=record.best_energy,
-            components=dataset.validation_components,
-            beads=dataset.validation_beads,
-            validation_index=dataset.validation_index,
+            components=dataset.validated.components,
+            beads=dataset.validated.beads,
+            protein=dataset.validated.protein,
+            species_errors=record.best_species,
+            species_components=dataset.validated.species_components,
+            validation_index=dataset.validated.index,
             history=np.asarray(record.history, np.float64),
             statistics=dataset.statistics.as_plain(),
             species_names=dataset.species_names,
+            protein_names=dataset.protein_names,
             config=configuration.dumps(self.config),
             identity=self.trainer.identity,
             versions=environment.versions(),

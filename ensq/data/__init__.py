@@ -1,0 +1,18 @@
+"""Training data: reading NPZ and extended XYZ files, checks that name the place, and the split."""
+
+from ensq.data.cells import check_open
+from ensq.data.loading import data_files, digest, load
+from ensq.data.splitting import MIN_VALIDATION_FRAMES, Split, split
+from ensq.data.structs import ELEMENTS, Data
+
+__all__ = [
+    "ELEMENTS",
+    "MIN_VALIDATION_FRAMES",
+    "Data",
+    "Split",
+    "check_open",
+    "data_files",
+    "digest",
+    "load",
+    "split",
+]

@@ -1,0 +1,125 @@
+"""Periodic cells: rows are lattice vectors, a zero row is an open direction."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ensq.data.structs import Array, Data, Raw
+from ensq.errors import DataError
+from ensq.units import convert
+
+# Lattice planes nearer than this (Angstrom) are of no crystal: a flat cell, or a wrong unit.
+MIN_HEIGHT = 0.5
+
+
+def cell_of(raw: Raw, T: int, length: float, unit: str) -> Array | None:
+    """The cells [T,3,3] in Angstrom; None if every direction of every frame is open.
+
+    Args:
+        raw: ``cell`` may be [3] or [T,3] (edges of a rectangular box), [3,3] or [T,3,3]; ``pbc``
+            [] or [3] or [T,3]. Without ``pbc``, directions with a lattice vector are periodic.
+        T: Number of frames.
+        length: Factor to Angstrom.
+        unit: The declared unit of length, for messages.
+    """
+    periodic = _pbc(raw, T)
+    if "cell" not in raw.arrays:
+        if periodic is not None and periodic.any():
+            frame = int(np.argmax(periodic.any(axis=1)))
+            raise DataError(
+                f"{raw.path}: {raw.name('pbc')}: frame {frame} is periodic, but the file has no "
+                "cell: add one, or set pbc to false"
+            )
+        return None
+    cell = _matrices(raw, T)
+    _check_finite(raw, cell)
+    empty = ~cell.any(axis=2)
+    if periodic is None:
+        periodic = ~empty
+    missing = np.argwhere(periodic & empty)
+    if missing.size:
+        frame, axis = missing[0]
+        raise DataError(
+            f"{raw.path}: {raw.name('cell')}: frame {frame} is periodic along lattice vector "
+            f"{axis}, which is zero or absent: give it a length, or set pbc to false there"
+        )
+    cell = convert(np.where(periodic[:, :, None], cell, 0.0), length)
+    if not cell.any():
+        return None
+    _check_heights(raw, cell, unit)
+    return cell
+
+
+def heights(cell: Array) -> Array:
+    """Distances [T,3] between the lattice planes of each periodic direction; inf where open.
+
+    The columns of the pseudo-inverse are the reciprocal vectors within the periodic directions.
+    A cell without volume gives 0.
+    """
+    periodic = cell.any(axis=2)
+    inverse = np.linalg.pinv(cell)
+    length = np.linalg.norm(inverse, axis=1)
+    out = np.where(length > 0, 1 / np.where(length > 0, length, 1), np.inf)
+    flat = ~np.isclose(cell @ inverse, np.eye(3) * periodic[:, None, :], atol=1e-6).all(axis=(1, 2))
+    out[flat] = 0.0
+    return np.where(periodic, out, np.inf)
+
+
+def check_open(data: Data, source: str) -> None:
+    """Raise DataError if any frame is periodic: priors run along an open chain."""
+    if data.cell is None:
+        return
+    frame = int(np.argmax(data.cell.any(axis=(1, 2))))
+    raise DataError(
+        f"{source}: model.use_priors needs open boundaries, but frame {frame} has a periodic "
+        "cell: set model.use_priors: false, or store whole molecules without a cell"
+    )
+
+
+def _matrices(raw: Raw, T: int) -> Array:
+    values = raw.arrays["cell"]
+    if values.dtype.kind not in "fiu" or values.shape not in ((3,), (3, 3), (T, 3), (T, 3, 3)):
+        raise DataError(
+            f"{raw.path}: {raw.name('cell')} has shape {values.shape} and dtype {values.dtype}; it "
+            f"must be numbers [3] or [{T},3] (edges of a rectangular box), [3,3] or [{T},3,3] "
+            "(rows are lattice vectors)"
+        )
+    values = values.astype(np.float64)
+    if values.shape[-2:] != (3, 3):  # [3,3] is one matrix, even for three frames
+        values = values[..., :, None] * np.eye(3)
+    return np.broadcast_to(values, (T, 3, 3))
+
+
+def _pbc(raw: Raw, T: int) -> Array | None:
+    if "pbc" not in raw.arrays:
+        return None
+    values = raw.arrays["pbc"]
+    fits = values.shape in ((), (3,), (T, 3)) and values.dtype.kind in "biuf"
+    if not fits or not np.isin(values, (0, 1)).all():
+        raise DataError(
+            f"{raw.path}: {raw.name('pbc')} has shape {values.shape} and dtype {values.dtype}; it "
+            f"must be true or false, [3] or [{T},3]"
+        )
+    return np.broadcast_to(values.astype(bool), (T, 3))
+
+
+def _check_finite(raw: Raw, cell: Array) -> None:
+    bad = np.argwhere(~np.isfinite(cell))
+    if bad.size:
+        frame, axis, _ = bad[0]
+        raise DataError(
+            f"{raw.path}: {raw.name('cell')}: frame {frame}, lattice vector {axis} holds NaN or "
+            f"infinity ({len(bad)} such values)"
+        )
+
+
+def _check_heights(raw: Raw, cell: Array, unit: str) -> None:
+    height = heights(cell)
+    flat = np.argwhere(height < MIN_HEIGHT)
+    if flat.size:
+        frame, axis = flat[0]
+        raise DataError(
+            f"{raw.path}: {raw.name('cell')}: frame {frame}: its volume is zero, or its lattice "
+            f"planes along vector {axis} lie {height[frame, axis]:.3g} Angstrom apart, less than "
+            f"{MIN_HEIGHT}: correct the cell, or data.units.length (now {unit})"
+        )

@@ -1,0 +1,197 @@
+"""From the arrays of one file to checked frames; errors name file, key, frame and bead."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ensq.config.structs import GammasConfig, UnitsConfig
+from ensq.data.cells import cell_of
+from ensq.data.npz import listed
+from ensq.data.species import per_bead, species_of
+from ensq.data.structs import Array, Data, Part, Raw, text
+from ensq.errors import DataError
+from ensq.units import EnergyUnit, conversion, convert
+
+# No two atoms are bound at less than 0.7 Angstrom; beads in nm are 0.1 to 0.5 apart.
+MIN_SPACING = 0.5
+_FRAMES_LOOKED_AT, _BEADS_LOOKED_AT = 32, 200  # for the typical distance of neighbours
+
+
+def part(raw: Raw, gammas: GammasConfig, units: UnitsConfig, unit: EnergyUnit) -> Part:
+    """Check the arrays of a file and convert them to Angstrom and ``unit``."""
+    R = _floats(raw, "R", 3)
+    T, N = R.shape[:2]
+    if R.shape[2] != 3 or T == 0 or N == 0:
+        raise DataError(
+            f"{raw.path}: {raw.name('R')} has shape {R.shape}; it must be [frames, beads, 3]"
+        )
+    factors = conversion(units.energy, units.length, unit)
+    mask = _mask(raw, T, N)
+    species = species_of(raw, mask)
+    F = _floats(raw, "F", 3) if gammas.F or "F" in raw.arrays else None
+    if F is not None and F.shape != R.shape:
+        raise DataError(
+            f"{raw.path}: {raw.name('F')} has shape {F.shape}, {raw.name('R')} has {R.shape}; "
+            "they must be equal"
+        )
+    U = _energies(raw, T, gammas.U > 0)
+    protein, protein_names = _protein(raw, T)
+    R = _zeroed(raw, "R", R, mask)
+    data = Data(
+        R=convert(R, factors.length),
+        F=None if F is None else convert(_zeroed(raw, "F", F, mask), factors.force),
+        U=None if U is None else convert(U, factors.energy),
+        species=species.values,
+        mask=mask,
+        replica=_replica(raw, T),
+        species_names=species.names,
+        elements=species.elements,
+        cell=cell_of(raw, T, factors.length, units.length),
+        protein=protein,
+        protein_names=protein_names,
+    )
+    _check_spacing(raw, data, units.length)
+    return Part(raw.path, data, species.named)
+
+
+def _floats(raw: Raw, key: str, ndim: int) -> Array:
+    if key not in raw.arrays:
+        raise DataError(
+            f"{raw.path}: key {key} is missing; the file has {listed(raw.holds)} "
+            f"(data.keys.{key} may name another)"
+        )
+    values = raw.arrays[key]
+    if values.dtype.kind != "f":
+        raise DataError(
+            f"{raw.path}: {raw.name(key)} has dtype {values.dtype}; it must be float32 or float64"
+        )
+    if values.ndim != ndim:
+        raise DataError(
+            f"{raw.path}: {raw.name(key)} has shape {values.shape}; it must have {ndim} axes"
+        )
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def _mask(raw: Raw, T: int, N: int) -> Array:
+    if "mask" not in raw.arrays:
+        return np.ones((T, N), bool)
+    values = per_bead(raw, "mask", T, N)
+    if values.dtype.kind not in "fiub" or not np.isin(values, (0, 1)).all():
+        raise DataError(
+            f"{raw.path}: mask must hold 1 for real beads and 0 for padding, nothing else"
+        )
+    mask = np.asarray(values != 0)
+    empty = np.flatnonzero(~mask.any(axis=1))
+    if empty.size:
+        raise DataError(f"{raw.path}: mask: frame {empty[0]} has no real bead ({empty.size} such)")
+    return mask
+
+
+def _energies(raw: Raw, T: int, needed: bool) -> Array | None:
+    if "U" not in raw.arrays:
+        if needed:
+            raise DataError(
+                f"{raw.path}: key U (or E) is missing; training.gammas.U asks for energies; the "
+                f"file has {listed(raw.holds)} (data.keys.U may name another)"
+            )
+        return None
+    values, name = raw.arrays["U"], raw.name("U")
+    if values.dtype.kind != "f" or values.shape not in ((T,), (T, 1)):
+        raise DataError(
+            f"{raw.path}: {name} has shape {values.shape} and dtype {values.dtype}; it must be "
+            f"floating-point [{T}]"
+        )
+    values = values.reshape(T).astype(np.float64)
+    _check_finite(raw, "U", values)
+    return values
+
+
+def _replica(raw: Raw, T: int) -> Array | None:
+    if "replica" not in raw.arrays:
+        return None
+    values = raw.arrays["replica"]
+    if values.shape != (T,) or values.dtype.kind not in "iu":
+        raise DataError(
+            f"{raw.path}: replica has shape {values.shape} and dtype {values.dtype}; it must be "
+            f"one integer per frame, [{T}]"
+        )
+    return values
+
+
+def _protein(raw: Raw, T: int) -> tuple[Array | None, tuple[str, ...]]:
+    """The protein of each frame [T] as an index into names; a single value is of all frames."""
+    if "protein" not in raw.arrays:
+        return None, ()
+    values = raw.arrays["protein"]
+    if values.shape not in ((), (T,)) or values.dtype.kind not in "iuUS":
+        raise DataError(
+            f"{raw.path}: protein has shape {values.shape} and dtype {values.dtype}; it must be "
+            f"one integer or name per frame, [{T}]"
+        )
+    given = raw.arrays.get("protein_names")
+    names = [] if given is None else text(given)
+    values = np.broadcast_to(values, (T,))
+    if names and values.dtype.kind in "iu":
+        wrong = np.flatnonzero((values < 0) | (values >= len(names)))
+        if wrong.size:
+            raise DataError(
+                f"{raw.path}: protein: frame {wrong[0]} has {values[wrong[0]]}; the file names "
+                f"proteins 0 to {len(names) - 1}"
+            )
+        return values.astype(np.int32), tuple(names)
+    present, index = np.unique(values, return_inverse=True)
+    found = text(present)
+    if not names:
+        return index.astype(np.int32), tuple(found)
+    unknown = [name for name in found if name not in names]
+    if unknown:
+        raise DataError(f"{raw.path}: protein has {unknown[0]!r}, not among protein_names")
+    place = np.array([names.index(name) for name in found], np.int32)
+    return place[index], tuple(names)
+
+
+def _zeroed(raw: Raw, key: str, values: Array, mask: Array) -> Array:
+    """The values with zeros on padding, finite everywhere."""
+    values = np.where(mask[:, :, None], values, np.zeros((), values.dtype))
+    _check_finite(raw, key, values)
+    return values
+
+
+def _check_finite(raw: Raw, key: str, values: Array) -> None:
+    bad = np.argwhere(~np.isfinite(values))
+    if bad.size:
+        frame = bad[0][0]
+        where = f"frame {frame}" + (f", bead {bad[0][1]}" if values.ndim > 1 else "")
+        raise DataError(
+            f"{raw.path}: {raw.name(key)}: {where} holds NaN or infinity ({len(bad)} such values)"
+        )
+
+
+def _check_spacing(raw: Raw, data: Data, unit: str) -> None:
+    """Refuse positions in a wrong unit, as far as the typical distance of neighbours tells.
+
+    Periodic images are not looked at: they could only make distances smaller.
+    """
+    nearest = []
+    looked_at = np.unique(np.linspace(0, data.n_frames - 1, _FRAMES_LOOKED_AT).astype(int))
+    for frame in looked_at:
+        x = data.R[frame][data.mask[frame]].astype(np.float64)
+        if len(x) < 2:
+            continue
+        centres = np.arange(0, len(x), -(-len(x) // _BEADS_LOOKED_AT))
+        distance = np.linalg.norm(x[centres, None] - x[None], axis=-1)
+        distance[np.arange(len(centres)), centres] = np.inf
+        nearest.append(distance.min(axis=1))
+    if not nearest:
+        return
+    typical = float(np.median(np.concatenate(nearest)))
+    if typical < MIN_SPACING:
+        advice = (
+            "are the positions in nm? set data.units.length: nm"
+            if unit == "Angstrom"
+            else f"correct data.units.length (now {unit})"
+        )
+        raise DataError(
+            f"{raw.path}: {raw.name('R')}: beads lie {typical:.2g} Angstrom from their nearest "
+            f"neighbours (median), nearer than any two atoms do: {advice}"
+        )

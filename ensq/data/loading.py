@@ -1,0 +1,71 @@
+"""The files of a data path, their digest, and their frames."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ensq.config.structs import DataConfig, GammasConfig
+from ensq.data import checks, npz, xyz
+from ensq.data.joining import join
+from ensq.data.structs import Data, Part
+from ensq.errors import DataError
+from ensq.rundir import sha256, sha256_file
+from ensq.units import EnergyUnit
+
+_NPZ = ".npz"
+
+
+def data_files(path: Path) -> list[Path]:
+    """The files of a data path in the order of their names; it may be a folder of them."""
+    if not path.is_dir():
+        if not path.exists():
+            raise DataError(f"{path}: no such data file (data.path)")
+        return [path]
+    files = sorted(
+        file for file in path.iterdir() if file.suffix.lower() == _NPZ or xyz.is_xyz(file)
+    )
+    if not files:
+        raise DataError(f"{path}: the folder holds no .npz, .extxyz or .xyz file")
+    stems: dict[str, str] = {}
+    for file in files:
+        other = stems.setdefault(file.name.split(".")[0], file.name)
+        if other != file.name and Path(other).suffix != file.suffix:
+            raise DataError(
+                f"{path}: {other} and {file.name} look like one set in two formats, which would "
+                "count twice: move one of them away, or rename it"
+            )
+    return files
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of the data file, or of the names and digests of a folder's files."""
+    files = data_files(path)
+    try:
+        if files == [path]:
+            return sha256_file(path)
+        return sha256("".join(f"{file.name} {sha256_file(file)}\n" for file in files).encode())
+    except OSError as error:
+        raise DataError(f"{path}: can't be read: {error.strerror}") from error
+
+
+def load(path: Path, config: DataConfig, gammas: GammasConfig, unit: EnergyUnit) -> Data:
+    """Load and check a data set.
+
+    Args:
+        path: An NPZ or extended XYZ file, or a folder of them, whose frames are joined and padded
+            to one size.
+        config: Declares the units of the files, and names of arrays that are not the usual ones.
+        gammas: Weights of the loss; labels with a weight must be there.
+        unit: The run's unit of energy. Lengths become Angstrom, energies this, forces this per
+            Angstrom; R and F keep the type of the file.
+
+    Raises:
+        DataError: Naming file, key, frame and bead.
+    """
+    parts = [_part(file, config, gammas, unit) for file in data_files(path)]
+    return parts[0].data if len(parts) == 1 else join(path, parts)
+
+
+def _part(path: Path, config: DataConfig, gammas: GammasConfig, unit: EnergyUnit) -> Part:
+    raw = xyz.read(path, config.keys, gammas) if xyz.is_xyz(path) else npz.read(path, config.keys)
+    return checks.part(raw, gammas, config.units, unit)

@@ -1,0 +1,127 @@
+"""Reading NPZ files: which array is what, without ever unpickling anything."""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ensq.config.structs import KeysConfig
+from ensq.data.structs import Array, Raw
+from ensq.errors import DataError
+
+# ensq's name -> the file's usual ones, best first. If a file has several, the first counts.
+USUAL: Mapping[str, tuple[str, ...]] = {
+    "R": ("R",),
+    "F": ("F",),
+    "U": ("U", "E"),
+    "species": ("species",),
+    "Z": ("Z",),
+    "names": ("species_names", "aa_names"),
+    "resname": ("resname",),
+    "mask": ("mask",),
+    "replica": ("replica",),
+    "cell": ("cell",),
+    "pbc": ("pbc",),
+    "protein": ("protein",),
+    "protein_names": ("protein_names",),
+}
+# Names in other people's files. They count where the usual one is absent, and must be unique.
+ALIASES: Mapping[str, tuple[str, ...]] = {
+    "R": ("coords", "positions", "pos"),
+    "F": ("forces",),
+    "U": ("energies", "energy"),
+    "Z": ("z", "nuclear_charges", "numbers", "atomic_numbers"),
+    "cell": ("lattice", "box"),
+}
+ATOMIC_NUMBERS = (*USUAL["Z"], *ALIASES["Z"])
+# What NumPy, zipfile and zlib raise for a damaged archive.
+_UNREADABLE = (
+    OSError, ValueError, EOFError, KeyError, MemoryError, RuntimeError, SyntaxError, TypeError,
+    OverflowError, struct.error, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+
+
+def read(path: Path, keys: KeysConfig) -> Raw:
+    """The arrays of an NPZ file that ensq uses; all others stay unread."""
+    try:
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise DataError(f"{path}: a single array, not an NPZ file with R, F, species")
+            holds = tuple(archive.files)
+            called = _called(path, holds, keys)
+            arrays = {key: _array(path, name, archive) for key, name in called.items()}
+    except _UNREADABLE as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{path}: not a readable NPZ file: {text}") from error
+    found = {key: values for key, values in arrays.items() if values is not None}
+    return Raw(path, found, called, holds)
+
+
+def _called(path: Path, holds: tuple[str, ...], keys: KeysConfig) -> dict[str, str]:
+    """ensq's names and the file's, of what is there and needed."""
+    called = {}
+    for key in USUAL:
+        name = _find(path, holds, key, getattr(keys, key, None))
+        if name is not None:
+            called[key] = name
+    if keys.species in ATOMIC_NUMBERS:
+        called["Z"] = called.pop("species")
+    # The first of species, Z and resname that is there decides; the rest is not looked at.
+    if "species" in called:
+        called.pop("Z", None)
+    elif "Z" in called:
+        called.pop("names", None)
+        called.pop("resname", None)
+    if "species" in called and "names" in called:
+        called.pop("resname", None)
+    return called
+
+
+def _find(path: Path, holds: tuple[str, ...], key: str, chosen: str | None) -> str | None:
+    if chosen is not None:
+        if chosen not in holds:
+            raise DataError(
+                f"{path}: data.keys.{key} is {chosen!r}, which the file has not; it has "
+                f"{listed(holds)}"
+            )
+        return chosen
+    usual = next((name for name in USUAL[key] if name in holds), None)
+    if usual is not None:
+        return usual
+    others = [name for name in ALIASES.get(key, ()) if name in holds]
+    if len(others) > 1:
+        setting = "species" if key == "Z" else key
+        advice = (
+            f"say which in data.keys.{setting}"
+            if hasattr(KeysConfig(), setting)
+            else f"keep one of them, or name it {key}"
+        )
+        raise DataError(f"{path}: {' and '.join(others)} could each be {key}: {advice}")
+    return others[0] if others else None
+
+
+def _array(path: Path, name: str, archive: Mapping[str, Array]) -> Array | None:
+    """One array; None for a pickled one that the data can do without."""
+    try:
+        return np.asarray(archive[name])
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+    if name == "resname":
+        return None
+    raise DataError(
+        f"{path}: {name} holds pickled objects, which are never read: store plain numbers or text "
+        "(dtype=str), frames of different sizes padded with mask 0"
+    )
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for a message, not more than a line's worth of them."""
+    shown = list(names)
+    return ", ".join(shown[:20]) + (", …" if len(shown) > 20 else "") if shown else "none"

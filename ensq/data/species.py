@@ -1,0 +1,131 @@
+"""The species of beads: indices into names, from numbers, atomic numbers or residue names."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ensq.data.structs import ELEMENTS, Array, Raw, text
+from ensq.errors import DataError
+
+MAX_UNNAMED = 1000  # a larger number is no kind of bead
+
+
+class Species(NamedTuple):
+    values: Array  # [T,N] int32, index into names; 0 on padding
+    names: tuple[str, ...]
+    elements: bool
+    named: bool  # the file itself names its species
+
+
+def per_bead(raw: Raw, key: str, T: int, N: int) -> Array:
+    """[T,N] from [T,N] or [N]."""
+    values = raw.arrays[key]
+    if values.shape not in ((T, N), (N,)):
+        raise DataError(
+            f"{raw.path}: {raw.name(key)} has shape {values.shape}; it must be [{T},{N}] or [{N}]"
+        )
+    return np.broadcast_to(values, (T, N))
+
+
+def species_of(raw: Raw, mask: Array) -> Species:
+    """Species of every frame, the first of species, Z and resname that the file has."""
+    for key in ("species", "Z"):
+        if key not in raw.arrays:
+            continue
+        values = per_bead(raw, key, *mask.shape)
+        if key == "species" and values.dtype.kind in "US":
+            return _of_text(raw, key, mask)
+        if values.dtype.kind not in "iu":
+            raise DataError(
+                f"{raw.path}: {raw.name(key)} has dtype {values.dtype}; it must be an integer type"
+            )
+        values = np.where(mask, values, 0).astype(np.int64)
+        return _of_elements(raw, values, mask) if key == "Z" else _of_numbers(raw, values, mask)
+    if _residues(raw, mask) is not None:
+        return _of_text(raw, "resname", mask)
+    raise DataError(
+        f"{raw.path}: key species is missing (Z, atomic numbers, would do as well, or resname, "
+        "text for each bead); data.keys.species may name another"
+    )
+
+
+def _of_numbers(raw: Raw, values: Array, mask: Array) -> Species:
+    names = text(raw.arrays["names"]) if "names" in raw.arrays else []
+    limit = len(names) if names else MAX_UNNAMED
+    wrong = np.argwhere((values < 0) | (values >= limit))
+    if wrong.size:
+        frame, bead = wrong[0]
+        raise DataError(
+            f"{raw.path}: {raw.name('species')}: frame {frame}, bead {bead} has "
+            f"{values[frame, bead]}; species go from 0 to {limit - 1}"
+            + (" (the names in the file)" if names else "")
+        )
+    named = bool(names)
+    if not named:
+        names = _names_by_residue(raw, values, mask)
+    # aa_names are of amino acids, whose one-letter codes look like elements.
+    elements = raw.name("names") == "species_names" and set(names) <= set(ELEMENTS[1:])
+    return Species(values.astype(np.int32), tuple(names), named and elements, named)
+
+
+def _of_elements(raw: Raw, Z: Array, mask: Array) -> Species:
+    wrong = np.argwhere(mask & ((Z < 1) | (len(ELEMENTS) <= Z)))
+    if wrong.size:
+        frame, bead = wrong[0]
+        number = Z[frame, bead]
+        raise DataError(
+            f"{raw.path}: {raw.name('Z')}: frame {frame}, bead {bead} has {number}, no atomic "
+            "number" + (" (padding needs a mask)" if number == 0 and mask.all() else "")
+        )
+    present = np.unique(Z[mask])
+    index = np.where(mask, np.searchsorted(present, Z), 0)
+    return Species(index.astype(np.int32), tuple(ELEMENTS[n] for n in present), True, True)
+
+
+def _of_text(raw: Raw, key: str, mask: Array) -> Species:
+    """Text for each bead; the names are the file's, or the different texts in sorted order."""
+    values = _as_text(raw, key, mask)
+    present, index = np.unique(values[mask], return_inverse=True)
+    names = text(raw.arrays["names"]) if "names" in raw.arrays else present.tolist()
+    place = {name: number for number, name in enumerate(names)}
+    unknown = [name for name in present.tolist() if name not in place]
+    if unknown:
+        raise DataError(
+            f"{raw.path}: {raw.name(key)} has {unknown[0]!r}, which is not among "
+            f"{raw.name('names')}"
+        )
+    species = np.zeros(mask.shape, np.int32)
+    species[mask] = np.array([place[name] for name in present.tolist()], np.int32)[index]
+    return Species(species, tuple(names), False, True)
+
+
+def _names_by_residue(raw: Raw, values: Array, mask: Array) -> list[str]:
+    """Names of numbered species: their residues' where these are one to one, else the numbers."""
+    names = [str(number) for number in range(int(values.max()) + 1)]
+    residues = _residues(raw, mask)
+    if residues is None:
+        return names
+    pairs = set(zip(values[mask].tolist(), residues[mask].tolist(), strict=True))
+    numbers, residue_names = {n for n, _ in pairs}, {name for _, name in pairs}
+    if len(pairs) == len(numbers) == len(residue_names):
+        for number, name in pairs:
+            names[number] = name
+    return names
+
+
+def _residues(raw: Raw, mask: Array) -> Array | None:
+    """Residue names [T,N], if the file has one for each bead."""
+    given = raw.arrays.get("resname")
+    shapes = (mask.shape, mask.shape[1:])
+    if given is None or given.dtype.kind not in "US" or given.shape not in shapes:
+        return None
+    return _as_text(raw, "resname", mask)
+
+
+def _as_text(raw: Raw, key: str, mask: Array) -> Array:
+    values = per_bead(raw, key, *mask.shape)
+    if values.dtype.kind == "S":
+        values = np.char.decode(values, "utf-8", "replace")
+    return values

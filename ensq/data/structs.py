@@ -1,0 +1,95 @@
+"""What is passed around: the arrays of one file as read, and checked frames."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+ELEMENTS = (  # noqa: SIM905 (118 quoted symbols would be no easier to read)
+    "X H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As "
+    "Se Br Kr Rb Sr Y Zr Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd "
+    "Tb Dy Ho Er Tm Yb Lu Hf Ta W Re Os Ir Pt Au Hg Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am "
+    "Cm Bk Cf Es Fm Md No Lr Rf Db Sg Bh Hs Mt Ds Rg Cn Nh Fl Mc Lv Ts Og"
+).split()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Frames on the host, in Angstrom and the run's unit of energy.
+
+    Padded beads have mask 0 and R = F = species = 0.
+    """
+
+    R: Array  # [T,N,3] float
+    F: Array | None  # [T,N,3] float
+    U: Array | None  # [T] float64
+    species: Array  # [T,N] int32
+    mask: Array  # [T,N] bool
+    replica: Array | None  # [T] int
+    species_names: tuple[str, ...]
+    elements: bool = False  # the species are chemical elements, species_names their symbols
+    # [T,3,3] float64: rows are lattice vectors, a zero row an open direction; None: all open.
+    cell: Array | None = None
+    protein: Array | None = None  # [T] int32, index into protein_names
+    protein_names: tuple[str, ...] = ()
+
+    @property
+    def n_frames(self) -> int:
+        return int(self.R.shape[0])
+
+    def take(self, frames: Array) -> Data:
+        """The same data with the frames of these indices, in this order."""
+        return replace(
+            self,
+            R=self.R[frames],
+            F=_rows(self.F, frames),
+            U=_rows(self.U, frames),
+            species=self.species[frames],
+            mask=self.mask[frames],
+            replica=_rows(self.replica, frames),
+            cell=_rows(self.cell, frames),
+            protein=_rows(self.protein, frames),
+        )
+
+
+def _rows(values: Array | None, frames: Array) -> Array | None:
+    return None if values is None else values[frames]
+
+
+@dataclass(frozen=True)
+class Raw:
+    """The arrays of one file under ensq's names, unchecked.
+
+    ``arrays`` may have: R, F, U, species, Z, names, resname, mask, replica, cell, pbc, protein,
+    protein_names. ``called`` says what the file calls them, ``holds`` what else is in it.
+    """
+
+    path: Path
+    arrays: Mapping[str, Array]
+    called: Mapping[str, str]
+    holds: tuple[str, ...]
+
+    def name(self, key: str) -> str:
+        """What the file calls an array: errors speak the user's language."""
+        return self.called.get(key, key)
+
+
+class Part(NamedTuple):
+    """The frames of one file of a data set."""
+
+    path: Path
+    data: Data
+    named: bool  # the file itself names its species
+
+
+def text(values: Array) -> list[str]:
+    """Text of an array of one axis (or none), which may be stored as bytes."""
+    flat = np.atleast_1d(values)
+    return [v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in flat.tolist()]

@@ -1,0 +1,242 @@
+"""Reading extended XYZ files: ensq finds the frames, ASE reads each."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+import numpy as np
+
+from ensq.config.structs import GammasConfig, KeysConfig
+from ensq.data.npz import listed
+from ensq.data.structs import Array, Raw
+from ensq.errors import DataError
+
+SUFFIXES = (".xyz", ".extxyz", ".xyz.gz", ".extxyz.gz")
+# Names of labels that are recognised in any mixture of cases.
+FORCES = ("forces", "force", "ref_forces", "ref_force", "dft_forces", "dft_force")
+ENERGIES = ("energy", "ref_energy", "dft_energy")
+LAST_RESORT = "free_energy"
+# More kinds of `config_type` than this are labels of frames, not molecules.
+MAX_CONFIG_TYPES = 64
+
+
+class Frame(NamedTuple):
+    """One frame of n atoms as ASE reads it."""
+
+    numbers: Array  # [n]
+    positions: Array  # [n,3]
+    cell: Array  # [3,3]
+    pbc: Array  # [3]
+    per_atom: Mapping[str, Array]  # all other columns
+    per_frame: Mapping[str, Any]  # energy and what else stands on the comment line
+
+
+def is_xyz(path: Path) -> bool:
+    return path.name.lower().endswith(SUFFIXES)
+
+
+def read(path: Path, keys: KeysConfig, gammas: GammasConfig) -> Raw:
+    """All frames, padded to the largest.
+
+    Labels that only some frames have are an error if their weight in the loss is not 0, and are
+    left out otherwise.
+    """
+    frames = [_parse(path, place, block) for place, block in enumerate(_blocks(path))]
+    if not frames:
+        raise DataError(f"{path}: holds no frame")
+    sizes = np.array([len(frame.numbers) for frame in frames])
+    beads = int(sizes.max())
+    arrays = {
+        "R": _padded([frame.positions for frame in frames], beads),
+        "Z": _padded([frame.numbers for frame in frames], beads),
+        "mask": np.arange(beads) < sizes[:, None],
+        "cell": np.stack([frame.cell for frame in frames]),
+        "pbc": np.stack([frame.pbc for frame in frames]),
+    }
+    called = {"R": "positions", "Z": "species", "cell": "Lattice"}
+    columns = [frame.per_atom for frame in frames]
+    if keys.R is not None and keys.R not in ("pos", "positions"):
+        arrays["R"] = _padded(_column(path, columns, "R", keys.R, 3), beads)
+        called["R"] = keys.R
+    if keys.species is not None and keys.species not in ("species", "symbols"):
+        chosen = _column(path, columns, "species", keys.species, None)
+        arrays["species"], called["species"] = _padded(chosen, beads), keys.species
+    name = keys.F or _label(path, columns, FORCES, None, "F")
+    if name and _everywhere(path, columns, name, keys.F, "F", gammas.F > 0):
+        arrays["F"] = _padded(_column(path, columns, "F", name, 3), beads)
+        called["F"] = name
+    lines = [frame.per_frame for frame in frames]
+    name = keys.U or _label(path, lines, ENERGIES, LAST_RESORT, "U")
+    if name and _everywhere(path, lines, name, keys.U, "U", gammas.U > 0):
+        arrays["U"], called["U"] = _numbers(path, lines, name, float), name
+    arrays.update(_groups(path, lines))
+    return Raw(path, arrays, called, tuple(dict.fromkeys([*columns[0], *lines[0]])))
+
+
+# -- frames ------------------------------------------------------------------------------------
+
+
+def _blocks(path: Path) -> Iterator[str]:
+    """The text of each frame. Blank lines between frames are skipped, where ASE would stop."""
+    try:
+        with _open(path) as file:
+            place = 0
+            while line := _next_line(file):
+                atoms = int(line) if line.strip().isdecimal() else 0
+                if atoms < 1:
+                    raise DataError(
+                        f"{path}: frame {place}: the number of its atoms should stand here, not "
+                        f"{line.strip()[:40]!r}"
+                    )
+                rest = list(islice(file, atoms + 1))
+                if len(rest) <= atoms:
+                    raise DataError(
+                        f"{path}: frame {place}: the file ends after {max(0, len(rest) - 1)} of "
+                        f"{atoms} atoms"
+                    )
+                yield line + "".join(rest)
+                place += 1
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        text = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise DataError(f"{path}: not a readable XYZ file: {text}") from error
+
+
+def _open(path: Path) -> TextIO:
+    if path.suffix.lower() == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8")
+    return path.open(encoding="utf-8")
+
+
+def _next_line(file: TextIO) -> str:
+    line = file.readline()
+    while line and not line.strip():
+        line = file.readline()
+    return line
+
+
+def _parse(path: Path, place: int, block: str) -> Frame:
+    from ase.io import iread  # half a second: only for who has such files
+
+    try:
+        (atoms,) = iread(io.StringIO(block), format="extxyz", parallel=False)
+        per_atom = {k: v for k, v in atoms.arrays.items() if k not in ("numbers", "positions")}
+        per_frame = dict(atoms.info)
+        for key, value in (atoms.calc.results if atoms.calc else {}).items():
+            (per_frame if np.ndim(value) == 0 else per_atom)[key] = value
+        return Frame(
+            atoms.numbers.copy(),
+            atoms.positions.copy(),
+            atoms.cell.array.copy(),
+            atoms.pbc.copy(),
+            per_atom,
+            per_frame,
+        )
+    except Exception as error:  # ASE raises whatever its parts raise
+        unknown = isinstance(error, KeyError) and error.args and isinstance(error.args[0], str)
+        text = (
+            f"{error.args[0]!r} is no chemical element (beads that are none go into an NPZ file)"
+            if unknown
+            else " ".join(str(error).split()) or type(error).__name__
+        )
+        raise DataError(f"{path}: frame {place}: not readable as extended XYZ: {text}") from error
+
+
+# -- labels ------------------------------------------------------------------------------------
+
+Named = Sequence[Mapping[str, Any]]  # one mapping for each frame
+
+
+def _label(
+    path: Path, frames: Named, known: tuple[str, ...], last: str | None, key: str
+) -> str | None:
+    """The one well-known name that occurs in any frame."""
+    present = {name: None for frame in frames for name in frame}
+    found = [name for name in present if name.lower() in known]
+    if len(found) > 1:
+        raise DataError(
+            f"{path}: {' and '.join(found)} could each be {key}: say which in data.keys.{key}"
+        )
+    return found[0] if found else last if last in present else None
+
+
+def _everywhere(
+    path: Path, frames: Named, name: str, chosen: str | None, key: str, needed: bool
+) -> bool:
+    """Whether all frames have the label; an error if one has not and it matters."""
+    missing = next((place for place, frame in enumerate(frames) if name not in frame), None)
+    if missing is None:
+        return True
+    if chosen is None and not needed:
+        return False
+    where = f"data.keys.{key} names it" if chosen else "other frames have it"
+    advice = f", or name another label in data.keys.{key}" if key in ("F", "U") else ""
+    raise DataError(
+        f"{path}: frame {missing} has no {name} ({where}); it has {listed(frames[missing])}: "
+        f"complete or remove such frames{advice}"
+    )
+
+
+def _column(path: Path, frames: Named, key: str, name: str, width: int | None) -> list[Array]:
+    """A per-atom array of every frame: [n,3] numbers, or [n] of any type for ``width`` None."""
+    values = []
+    for place, frame in enumerate(frames):
+        if name not in frame:
+            raise DataError(
+                f"{path}: frame {place} has no {name}, which data.keys.{key} names; it has "
+                f"{listed(frame)}"
+            )
+        value = np.asarray(frame[name])
+        if value.dtype.kind == "O":  # ASE's text
+            value = value.astype(str)
+        fits = value.ndim == 1 if width is None else value.shape[1:] == (width,)
+        if not fits or (width is not None and value.dtype.kind not in "fiu"):
+            wanted = "one value" if width is None else f"{width} numbers"
+            raise DataError(f"{path}: frame {place}: {name} must have {wanted} for each atom")
+        values.append(value if width is None else value.astype(np.float64))
+    return values
+
+
+def _numbers(path: Path, frames: Named, name: str, kind: type) -> Array:
+    """One number [T] of each frame's comment line."""
+    values = [frame[name] for frame in frames]
+    allowed = (int, np.integer) if kind is int else (int, float, np.integer, np.floating)
+    for place, value in enumerate(values):
+        if isinstance(value, bool | np.bool_) or not isinstance(value, allowed):
+            raise DataError(
+                f"{path}: frame {place}: {name} is {str(value)[:40]!r}; it must be one "
+                + ("integer" if kind is int else "number")
+            )
+    return np.array(values, kind)
+
+
+def _groups(path: Path, lines: Named) -> dict[str, Array]:
+    """Trajectory and protein of each frame, if the comment lines tell them."""
+    groups: dict[str, Array] = {}
+    for key in ("replica", "protein"):
+        if any(key in line for line in lines):
+            _everywhere(path, lines, key, None, key, needed=True)
+            groups[key] = (
+                _numbers(path, lines, key, int)
+                if key == "replica"
+                else np.array([str(line[key]) for line in lines])
+            )
+    if "protein" not in groups:
+        kinds = [str(line.get("config_type", "Default")) for line in lines]
+        if 1 < len(set(kinds)) <= MAX_CONFIG_TYPES:
+            groups["protein"] = np.array(kinds)
+    return groups
+
+
+def _padded(values: Sequence[Array], beads: int) -> Array:
+    """[T, beads, ...] from arrays [n, ...], with zeros (or empty text) behind."""
+    first = np.result_type(*{value.dtype for value in values})
+    out = np.zeros((len(values), beads, *values[0].shape[1:]), first)
+    for place, value in enumerate(values):
+        out[place, : len(value)] = value
+    return out
