@@ -45,9 +45,8 @@ def template() -> dict[str, Any]:
 
 def test_there_are_the_examples_and_the_template() -> None:
     assert {file.name for file in FILES} >= {
-        "ala2.yaml",
-        "chignolin.yaml",
-        "config_template.yaml",
+        *("ala2.yaml", "ala2_long.yaml", "chignolin.yaml", "chignolin_long.yaml"),
+        *("two_peptides.yaml", "config_template.yaml"),
     }
 
 

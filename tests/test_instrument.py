@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from jax.experimental import enable_x64
 from jax_md_mod.model import layers
@@ -191,7 +191,9 @@ def test_bead_energies_sum_to_the_total_and_forces_to_nothing(subject: str, batc
 @examples
 @given(batch=batches())
 def test_forces_are_the_negative_slope_of_the_energy(subject: str, batch: Batch) -> None:
-    # all pairs are listed, as a step may carry one across the cutoff
+    # the third derivative jumps at the cutoff: differences across it mean nothing
+    apart = np.linalg.norm(batch.R[:, :, None] - batch.R[:, None], axis=-1)
+    assume(np.abs(apart - CUTOFF).min() > 1e-2)
     frames = batch.frames(cutoff=100.0)
     direction = batch.rng.normal(size=batch.R.shape) * batch.mask[..., None]
     forces = of(subject, frames).forces

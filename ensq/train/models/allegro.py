@@ -260,6 +260,8 @@ def _triple_product(
     The mixed channels make the cross product differ from 0 (turning the channels by one would do,
     but slices in every derivative cost a third of a step).
     """
-    mixed = [linear(weights, c) for c in environment]
+    # a channel has no cross product with itself: rounding alone would move the diagonal
+    mixing = weights * (1.0 - jnp.eye(weights.shape[0], dtype=weights.dtype))
+    mixed = [linear(mixing, c) for c in environment]
     cross = contract(environment, mixed, 1)
     return contract(vector, [graph.expand(c) for c in cross], 0)[0]
