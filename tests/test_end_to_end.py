@@ -58,6 +58,7 @@ def test_two_members_from_configuration_to_exports(finished: tuple[Path, str]) -
     assert (exported / "tiny_best.mlir").stat().st_size > 10_000
     assert "best: seed" in output
     assert "exports, read back and run, differ by" in output
+    assert "its F rmse by species: A " in output and "by protein" not in output
     assert "\x1b" not in output, "control characters in a log"
     assert max(len(line) for line in output.splitlines() if "/" not in line) <= 80
 

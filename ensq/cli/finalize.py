@@ -98,6 +98,7 @@ def lines(done: Finalized) -> list[str]:
     )
     best = done.best
     text.append(f"best: seed {best.seed} (*), loss {best.loss:.6g}")
+    text += _breakdown(done)
     text += _mean_line(done)
     units = []
     if gammas.F:
@@ -113,6 +114,30 @@ def lines(done: Finalized) -> list[str]:
         text.append(f"without the members that are not done: seeds {seeds}")
     text.append(f"files in {done.folder}:")
     text += [f"  {name}" for name in done.files]
+    return text
+
+
+def _breakdown(done: Finalized) -> list[str]:
+    """Force errors of the best model by protein, if there are several, and by species."""
+    import textwrap
+
+    [best] = [m for m in done.metadata["members"] if m["index"] == done.best.index]
+    parts = []
+    if len(best["proteins"]) > 1:
+        parts.append(("by protein", best["proteins"]))
+    if len(best["species"]) > 1:
+        parts.append(("by species", best["species"]))
+    text = []
+    for title, groups in parts:
+        found = [
+            f"{name}\N{NO-BREAK SPACE}{group['force_rmse']:#.4g}"
+            for name, group in groups.items()
+            if group["force_rmse"] is not None
+        ]
+        if found:
+            line = f"its F rmse {title}: {', '.join(found)}"
+            wrapped = textwrap.wrap(line, 80, subsequent_indent="  ")
+            text += [one.replace("\N{NO-BREAK SPACE}", " ") for one in wrapped]
     return text
 
 
