@@ -37,7 +37,7 @@ RULES: dict[str, frozenset[str]] = {
         "ensq.slurm": "ensq.errors",
         "ensq.config": "msgspec yaml ensq.config ensq.errors ensq.rundir",
         # It reads the file of splines, and imports NumPy only then.
-        "ensq.config.splines": "numpy msgspec ensq.config ensq.errors",
+        "ensq.config.splines": "numpy msgspec ensq.config ensq.errors ensq.units",
         "ensq.units": "numpy",
         "ensq.data": "numpy ensq.config ensq.data ensq.errors ensq.rundir ensq.units",
         # The one module that calls ASE, and only when it reads such a file.

@@ -51,11 +51,6 @@ def hints(*overrides: str, frames: int | None = None) -> dict[str, str]:
         ),
         (["model.use_priors=true", SPLINES], "model.priors", "r0, kr: no effect, a spline"),
         (
-            ["model.use_priors=true", SPLINES, "energy_unit=eV"],
-            "model.priors.spline_file",
-            "taken to be in eV",
-        ),
-        (
             ["model.use_priors=true", "model.prior_only=true", BOND],
             "model.prior_only",
             "the stages train nothing",

@@ -13,7 +13,7 @@ from train_tools import Listener, settings, task
 
 from ensq.config import RunConfig
 from ensq.data import digest
-from ensq.train import checkpoint, optimizers
+from ensq.train import checkpoint, export, optimizers
 from ensq.train.batches import batches_of_epoch
 from ensq.train.dataset import Dataset, prepare
 from ensq.train.pack import Program, lane, stack
@@ -116,3 +116,24 @@ def test_a_fixed_prior_alone_is_evaluated(data: Dataset, tmp_path: Path) -> None
     expected = program.validate(stack([program.new_member(1).params]))
     assert np.array_equal(expected.force[0], result.force_errors)
     assert lane(stack([result.params]), 0).keys() == {"priors"}
+
+
+SPLINES = (
+    "model.priors={use_spline_priors: true, weights: {bond: 1.0}, splines: {bond: {knots: "
+    "[1.0, 1.5, 2.0], coeffs: [[0.4, -1.6, 1.6, 0.0], [0.0, 0.0, 1.6, 0.0]]}}}"
+)
+
+
+@pytest.mark.parametrize("only", ["true", "false"])
+def test_priors_without_parameters_train_and_are_written_and_exported(
+    data: Dataset, tmp_path: Path, only: str
+) -> None:
+    config = made(
+        SPLINES, f"model.prior_only={only}", "training.stages=[{optimizer: adam, epochs: 1}]"
+    )
+    program, listener = Program(config, data), Listener()
+    Trainer(program, config, "d").train([task(tmp_path, 1)], listener)
+    [done] = listener.of(protocol.MemberDone)
+    result = checkpoint.read_result(Path(done.path).read_bytes())
+    assert result.params["priors"].keys() == {"nothing"}
+    assert export.to_bytes([result], embed_priors=True)

@@ -132,3 +132,19 @@ def test_a_single_array_or_an_empty_archive_is_an_error(tmp_path: Path) -> None:
     np.savez(tmp_path / "none.npz", x=np.zeros(3))
     with pytest.raises(ConfigError, match="no splines in it"):
         read(tmp_path / "none.npz", types=False)
+
+
+@pytest.mark.parametrize(("said", "factor"), [({}, 1 / 23.06054783), ({"energy_unit": "eV"}, 1.0)])
+def test_energies_are_converted_to_the_runs_unit(
+    tmp_path: Path, said: dict[str, str], factor: float
+) -> None:
+    """A file that names no unit is in kcal/mol, as older ones are."""
+    splines = config.load(write(tmp_path, **said), ["energy_unit=eV"]).model.priors.splines
+    assert splines is not None and splines.bond is not None
+    expected = factor * spline_arrays()["bond_coeffs"]
+    np.testing.assert_allclose(splines.bond.coeffs, expected, rtol=1e-7)
+
+
+def test_another_unit_of_energy_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="energy_unit is 'K'"):
+        config.load(write(tmp_path, energy_unit="K"))

@@ -87,8 +87,6 @@ def _priors(config: RunConfig, notes: Notes) -> None:
         return
     if priors.use_spline_priors:
         _replaced_terms(priors, notes)
-        if config.unit != "kcal/mol":
-            notes.hint("model.priors.spline_file", f"its energies are taken to be in {config.unit}")
         return
     if not chain and not pairs:
         notes.hint("model.priors", "no term has its parameters, so use_priors adds nothing")

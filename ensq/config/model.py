@@ -157,6 +157,15 @@ class PriorsConfig(Strict, frozen=True):
     residue_specific_angles: bool = False  # angle splines by the species of the central bead
     splines: SplinesConfig | None = None  # what the file held; filled in when it is read
 
+    @property
+    def has_parameters(self) -> bool:
+        """Whether any term has numbers that could be trained; splines have none."""
+        return bool(
+            self.a
+            or self.k_dih
+            or any(x is not None for x in (self.r0, self.epsilon, self.epsilon_ex))
+        )
+
     def __post_init__(self) -> None:
         if self.use_spline_priors and self.spline_file is None and self.splines is None:
             raise ValueError("use_spline_priors needs spline_file, the NPZ file with the splines")

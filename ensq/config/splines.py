@@ -45,23 +45,50 @@ def filled_in(config: RunConfig, source: Path) -> RunConfig:
     if not priors.use_spline_priors or priors.splines is not None or priors.spline_file is None:
         return config
     path = _find(priors.spline_file, source)
-    splines = read(path, types=priors.residue_specific_angles)
-    if splines.dih is not None and priors.dihedral_sign == -1 and _after_iupac(path):
+    splines, said = read(path, types=priors.residue_specific_angles), _said(path)
+    if splines.dih is not None and priors.dihedral_sign == -1 and said[1] == "IUPAC":
         raise ConfigError(
             f"{source}: model.priors.dihedral_sign is -1 (the sign of older files), but {path} "
             "says that its dihedrals are after IUPAC; set model.priors.dihedral_sign: 1"
         )
+    splines = _in_unit(splines, said[0], config.unit, path)
     replace = msgspec.structs.replace
     model = replace(config.model, priors=replace(priors, splines=splines))
     return replace(config, model=model)
 
 
-def _after_iupac(path: Path) -> bool:
-    """Whether a file that could be read says so of its dihedrals."""
+def _said(path: Path) -> tuple[str, str]:
+    """Unit of energy and convention of dihedrals of a file that could be read."""
     import numpy as np
 
     with np.load(path, allow_pickle=False) as archive:
-        return "dihedral_convention" in archive and str(archive["dihedral_convention"]) == "IUPAC"
+        unit = str(archive["energy_unit"]) if "energy_unit" in archive else "kcal/mol"
+        sign = str(archive["dihedral_convention"]) if "dihedral_convention" in archive else ""
+    return unit, sign
+
+
+def _in_unit(splines: SplinesConfig, unit: str, wanted: str, path: Path) -> SplinesConfig:
+    """The splines with energies in the run's unit; a file that names none is in kcal/mol."""
+    from ensq.units import ENERGY
+
+    if unit not in ENERGY:
+        raise ConfigError(f"{path}: energy_unit is {unit!r}; expected one of {', '.join(ENERGY)}")
+    factor = ENERGY[unit] / ENERGY[wanted]
+    if factor == 1.0:
+        return splines
+
+    def scaled(spline: SplineConfig | None) -> SplineConfig | None:
+        if spline is None:
+            return None
+        rows: Any = tuple(tuple(c * factor for c in row) for row in spline.coeffs)
+        return SplineConfig(knots=spline.knots, coeffs=rows)
+
+    return SplinesConfig(
+        bond=scaled(splines.bond),
+        angle=scaled(splines.angle),
+        dih=scaled(splines.dih),
+        angle_types=tuple(map(scaled, splines.angle_types)),
+    )
 
 
 def _find(name: str, source: Path) -> Path:

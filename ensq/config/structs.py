@@ -119,6 +119,10 @@ class TrainingConfig(Strict, frozen=True):
     pretrain_prior_max_steps: PositiveInt = 200
     pretrain_prior_tol_grad: Positive = 1e-6  # stop at this norm of the gradient
 
+    def __post_init__(self) -> None:
+        if self.pretrain_prior_min_steps > self.pretrain_prior_max_steps:
+            raise ValueError("pretrain_prior_min_steps is larger than pretrain_prior_max_steps")
+
 
 class OptimizerSettings(Strict, frozen=True):
     """One optimiser: linear warm-up from lr to peak_lr over warmup_steps gradient steps, then a
@@ -193,6 +197,11 @@ class RunConfig(Strict, frozen=True):
             )
         if self.training.pretrain_prior and not self.model.use_priors:
             raise ValueError("training.pretrain_prior needs model.use_priors: true")
+        if self.training.pretrain_prior and not self.model.priors.has_parameters:
+            raise ValueError(
+                "training.pretrain_prior: no term of model.priors has parameters to fit (splines "
+                "have none)"
+            )
         last = self.ensemble.base_seed + self.ensemble.n_models - 1
         if self.ensemble.enabled and last > 2**31 - 1:
             raise ValueError(f"ensemble: the last seed would be {last}, over {2**31 - 1}")

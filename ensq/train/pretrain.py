@@ -19,6 +19,7 @@ from optax.tree_utils import tree_get, tree_set
 
 from ensq.errors import ConfigError
 from ensq.train.models.network import Params
+from ensq.train.models.priors import NOTHING
 from ensq.train.models.priors import unphysical
 
 PriorParams = dict[str, Array]
@@ -100,7 +101,7 @@ def fit_priors(
         ConfigError: The priors have no parameters.
     """
     start = params.get("priors")
-    if not start:
+    if not start or set(start) == {NOTHING}:
         raise ConfigError(
             "training.pretrain_prior: no term of the priors has parameters that could be fitted "
             "(splines have none)"

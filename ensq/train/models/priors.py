@@ -23,6 +23,9 @@ TINY = 1e-12  # squared length (or its square) below which a direction is taken 
 NEAR, FAR = 2, 6  # |i - j|: excluded volume from NEAR, repulsion from FAR on
 
 
+NOTHING = "nothing"  # the name of the parameter of priors that have none
+
+
 @dataclass(frozen=True)
 class ChainPriors:
     """The terms that a configuration gives parameters for, times their weights.
@@ -40,7 +43,11 @@ class ChainPriors:
             )
 
     def init(self, dtype: Any = jnp.float32) -> dict[str, Array]:
-        """The numbers that may be trained, of the terms that take part, each an array [] or [n]."""
+        """The numbers that may be trained, of the terms that take part, each an array [] or [n].
+
+        Without any there is one that counts for nothing: a tree without a leaf can neither be
+        mapped over members nor be written to a file.
+        """
         cfg = self.config
         keys = []
         if cfg.r0 is not None and cfg.weights.bond and not self._bond_spline:
@@ -53,7 +60,8 @@ class ChainPriors:
             keys += ["epsilon", "sigma"]
         if cfg.epsilon_ex is not None and cfg.weights.excluded_volume:
             keys += ["epsilon_ex", "sigma_ex"]
-        return {key: jnp.asarray(getattr(cfg, key), dtype) for key in keys}
+        found = {key: jnp.asarray(getattr(cfg, key), dtype) for key in keys}
+        return found or {NOTHING: jnp.zeros((), dtype)}
 
     def per_bead_energy(
         self, params: dict[str, Array], positions: Array, real: Array, species: Array
