@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ensq.errors import DataError
+from ensq.errors import DataError, UsageError
 
 Array = NDArray[Any]
 Unit = Literal["kcal/mol", "eV"]
@@ -29,6 +29,8 @@ NEAR, FAR = 2, 6  # |i - j|: excluded volume from NEAR, repulsion from FAR on
 CLOSE = 1e-3  # share of the pairs that are nearer than sigma
 WIDEST = 0.25  # spread of the bonds, against their length, of what still is a chain
 RIDGE = 1e-9  # of a series' numbers: those that the data leave open stay moderate
+COARSE = 0.1  # kT between a spline and what it should follow, from where on it is refused
+MOST_KNOTS = 10_000
 TAIL = 5.0  # widths of the kernel that a spline goes on beyond the last sample
 
 
@@ -41,6 +43,7 @@ class Chains(NamedTuple):
     n_species: int
     temperature: float | None  # K, if the file tells
     source: str
+    species_names: tuple[str, ...] = ()
 
 
 class Samples(NamedTuple):
@@ -77,6 +80,9 @@ class Term:
     potential: Callable[[Array], Array]  # [n] to [n], in the unit of energy
     numbers: dict[str, Any]  # keys of model.priors; none for a spline
     spline: Spline | None = None
+    # the largest difference of the spline and the potential of the smoothed density, in the unit
+    # of energy, between the smallest and the largest sample
+    spline_error: float = 0.0
 
     @property
     def range(self) -> tuple[float, float]:
@@ -94,8 +100,9 @@ class Fit:
 
     terms: tuple[Term, ...]
     pairs: dict[str, float]  # epsilon, sigma, epsilon_ex, sigma_ex, as far as there are such pairs
-    angle_types: tuple[Spline | None, ...]  # by species of the central bead
+    angle_terms: tuple[Term | None, ...]  # by species of the central bead
     angle_counts: tuple[int, ...]  # angles of each species
+    species_names: tuple[str, ...]
     kind: Kind
     temperature: float
     unit: Unit
@@ -107,6 +114,10 @@ class Fit:
     @property
     def kT(self) -> float:
         return BOLTZMANN[self.unit] * self.temperature
+
+    @property
+    def angle_types(self) -> tuple[Spline | None, ...]:
+        return tuple(None if term is None else term.spline for term in self.angle_terms)
 
 
 def volume(name: str, x: Array) -> Array:
@@ -171,6 +182,7 @@ def fit(
 
     Raises:
         DataError: No chain, or too few samples.
+        UsageError: The grid is too coarse.
     """
     samples = measure(chains)
     _check(samples, chains.source)
@@ -178,20 +190,21 @@ def fit(
     found = {name: getattr(samples, name) for name in ("bond", "angle", "dihedral")}
     found = {name: values for name, values in found.items() if values.size}
     counts = np.bincount(samples.central, minlength=chains.n_species)
-    types: list[Spline | None] = []
+    types: list[Term | None] = []
     if kind == "spline":
         terms = [_smooth(name, values, kT, grid, bandwidth) for name, values in found.items()]
         for number, count in enumerate(counts):
             own = samples.angle[samples.central == number]
             enough = count >= FEWEST
-            types.append(_smooth("angle", own, kT, grid, bandwidth).spline if enough else None)
+            types.append(_smooth("angle", own, kT, grid, bandwidth) if enough else None)
     else:
         terms = [_parametric(name, values, kT, orders) for name, values in found.items()]
     return Fit(
         terms=tuple(terms),
         pairs=_pairs(samples, kT),
-        angle_types=tuple(types),
+        angle_terms=tuple(types),
         angle_counts=tuple(int(count) for count in counts),
+        species_names=chains.species_names,
         kind=kind,
         temperature=temperature,
         unit=unit,
@@ -292,23 +305,47 @@ def fit_series(name: str, x: Array, order: int) -> tuple[Array, Array]:
 
 def _smooth(name: Any, x: Array, kT: float, grid: int, bandwidth: float) -> Term:
     """A spline through -kT ln of the samples' distribution per volume, smoothed by a kernel."""
-    from scipy.interpolate import CubicSpline  # type: ignore[import-untyped]
-
     smooth = _smoothed(name, x, bandwidth * _width(x))
     low, high = x.min() - TAIL * smooth.width[0], x.max() + TAIL * smooth.width[-1]
     if name == "dihedral":
         low, high = -np.pi, np.pi
     elif name == "angle":
         high = min(high, np.pi)
-    knots = np.linspace(low if name == "dihedral" else max(low, 0.0), high, grid)
-    energy = -kT * np.log(np.maximum(smooth.at(knots), smooth.floor))
-    energy -= energy.min()
+    low = low if name == "dihedral" else max(low, 0.0)
+
+    def energy(points: Array) -> Array:
+        at: Array = -kT * np.log(np.maximum(smooth.at(points), smooth.floor))
+        return at
+
+    sampled = np.linspace(x.min(), x.max(), 2000)
+    exact = energy(sampled)
+
+    def through(count: int) -> tuple[Spline, float]:
+        """The spline of so many knots, and how far it is from what it should follow."""
+        knots = np.linspace(low, high, count)
+        spline = _interpolated(name, knots, energy(knots))
+        return spline, float(np.abs(spline.energy(sampled) - exact).max())
+
+    spline, error = through(grid)
+    if error > COARSE * kT:
+        finer = (grid * 2**n for n in range(1, 12) if grid * 2**n <= MOST_KNOTS)
+        enough = next((count for count in finer if through(count)[1] <= COARSE * kT), None)
+        advice = f"--grid {enough} is enough" if enough else "is there an outlier in the data?"
+        raise UsageError(
+            f"--grid {grid} is too coarse: the spline of the {name} is up to {error / kT:.2g} kT "
+            f"off the potential that it should follow, where there are samples: {advice}"
+        )
+    spline.coeffs[:, 0] -= spline.coeffs[:, 0].min()
+    return Term(name, x, spline.energy, {}, spline, error)
+
+
+def _interpolated(name: str, knots: Array, energy: Array) -> Spline:
+    from scipy.interpolate import CubicSpline  # type: ignore[import-untyped]
+
     kind = "natural"
     if name == "dihedral":
         energy[-1], kind = energy[0], "periodic"
-    coeffs = np.ascontiguousarray(CubicSpline(knots, energy, bc_type=kind).c[::-1].T)
-    spline = Spline(knots, coeffs)
-    return Term(name, x, spline.energy, {}, spline)
+    return Spline(knots, np.ascontiguousarray(CubicSpline(knots, energy, bc_type=kind).c[::-1].T))
 
 
 def _width(x: Array) -> float:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ import yaml
 from ensq import config as configuration
 from ensq import data
 from ensq.config import RunConfig
-from ensq.errors import MismatchError
+from ensq.config.model import ModelConfig
+from ensq.errors import ConfigError, MismatchError
 from ensq.jobs import Ensemble
 from ensq.rundir import RunDir, check_name, write_atomic
 from ensq.store import Store
@@ -30,6 +33,7 @@ class Enqueued:
     training_frames: int
     validation_frames: int
     beads: int
+    facts: data.Facts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,7 @@ class Checked:
     frames: int
     beads: int
     split: data.Split
+    facts: data.Facts
 
 
 def check(config_path: Path, overrides: Sequence[str] = ()) -> Checked:
@@ -50,18 +55,63 @@ def check(config_path: Path, overrides: Sequence[str] = ()) -> Checked:
     Raises ConfigError or DataError.
     """
     config = configuration.load(config_path, overrides)
+    _check_network(config.model)
     data_path = (config_path.parent / config.data.path).resolve()
     loaded = data.load(data_path, config.data, config.training.gammas, config.unit)
     if config.model.use_priors:
         data.check_open(loaded, str(data_path))
+    split = data.split(loaded, config, str(data_path))
     return Checked(
         config=config,
         data_path=data_path,
         data_digest=data.digest(data_path),
         frames=loaded.n_frames,
         beads=loaded.R.shape[1],
-        split=data.split(loaded, config, str(data_path)),
+        split=split,
+        facts=data.facts(loaded, split, config, str(data_path)),
     )
+
+
+def _check_network(model: ModelConfig) -> None:
+    """Raise ConfigError if the network's module is not to be found here; it is not imported."""
+    name = model.ml_model
+    if model.prior_only or name in ("allegro", "dimenetpp"):
+        return
+    own = ":" in name
+    module = name.partition(":")[0] if own else f"chemutils.models.{name}"
+    missing = _missing(module)
+    if missing is None:
+        return
+    error = f"No module named {missing!r}"
+    if own:
+        raise ConfigError(f"model.ml_model: {module} can't be imported: {error}")
+    raise ConfigError(
+        f"model.ml_model: {name} is a model of the package chemutils, which can't be imported "
+        f"here ({error}); install it beside ensq, or use allegro or dimenetpp"
+    )
+
+
+def _missing(module: str) -> str | None:
+    """The first part of a dotted name that is no module; None if all are there.
+
+    As in the trainer, which ``python -m`` starts, the working folder counts.
+    """
+    first, *rest = module.split(".")
+    spec = PathFinder.find_spec(first, [str(Path.cwd())]) or _installed(first)
+    so_far = first
+    for part in rest:
+        if spec is None:
+            return so_far
+        so_far = f"{so_far}.{part}"
+        spec = PathFinder.find_spec(part, list(spec.submodule_search_locations or ()))
+    return so_far if spec is None else None
+
+
+def _installed(name: str) -> ModuleSpec | None:
+    try:
+        return importlib.util.find_spec(name)
+    except ValueError:  # a module without a spec
+        return None
 
 
 def enqueue(store: Store, checked: Checked, name: str | None = None) -> Enqueued:
@@ -92,6 +142,7 @@ def enqueue(store: Store, checked: Checked, name: str | None = None) -> Enqueued
         training_frames=len(checked.split.training),
         validation_frames=len(checked.split.validation),
         beads=checked.beads,
+        facts=checked.facts,
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,21 +13,42 @@ import numpy as np
 
 from ensq import data
 from ensq.boltzmann import BOLTZMANN, Array, Chains, Fit, Term
-from ensq.config.structs import DataConfig, GammasConfig, UnitsConfig
+from ensq.config.structs import DataConfig, UnitsConfig
 from ensq.errors import DataError, UsageError
 from ensq.rundir import write_atomic
 
 Length = Literal["Angstrom", "nm", "Bohr"]
+# What the loader's advice is called here, where there is no configuration.
+_HERE = (
+    (r"set data\.units\.length: ", "--length-unit "),
+    (r"data\.units\.length", "--length-unit"),
+    (r"say which in data\.keys\.(\w+)", r"keep one of them, or name it \1"),
+    (r"data\.keys\.species may name another", "call it species in the file"),
+    (r"\(data\.keys\.(\w+) may name another\)", r"(call it \1 in the file)"),
+)
 
 
 def read(path: Path, *, length: Length = "Angstrom", protein: str | None = None) -> Chains:
     """Frames of a data file or folder, of all proteins or of one, by its name or number.
 
-    Raises DataError for data that can't be read or are periodic, UsageError for an unknown protein.
+    Positions are all that is needed. Raises DataError for data that can't be read or are periodic,
+    UsageError for an unknown protein.
     """
-    units = UnitsConfig(length=length)
-    found = data.load(path, DataConfig(path=str(path), units=units), GammasConfig(), "kcal/mol")
-    data.check_open(found, str(path))
+    settings = DataConfig(path=str(path), units=UnitsConfig(length=length))
+    try:
+        found = data.load(path, settings, None, "kcal/mol")
+    except DataError as error:
+        message = str(error)
+        for theirs, ours in _HERE:
+            message = re.sub(theirs, ours, message)
+        raise DataError(message) from error
+    if found.cell is not None:
+        frame = int(np.argmax(found.cell.any(axis=(1, 2))))
+        raise DataError(
+            f"{path}: frame {frame} has a periodic cell; priors are fitted to whole molecules with "
+            "open boundaries: unwrap the molecules if the cell cuts any, then leave the cell out "
+            "(or set pbc to false)"
+        )
     source = path.name
     if protein is not None:
         found = found.take(_frames_of(found, protein, path))
@@ -34,8 +57,8 @@ def read(path: Path, *, length: Length = "Angstrom", protein: str | None = None)
         source += f" ({len(found.protein_names)} proteins together)"
     temperature = _temperature(data.data_files(path))
     R = np.asarray(found.R, np.float64)
-    n_species = len(found.species_names)
-    return Chains(R, found.mask, found.species, n_species, temperature, source)
+    names = found.species_names
+    return Chains(R, found.mask, found.species, len(names), temperature, source, names)
 
 
 def _frames_of(found: data.Data, protein: str, path: Path) -> Array:
@@ -71,7 +94,31 @@ def _temperature(files: list[Path]) -> float | None:
     return found.pop() if found else None
 
 
-def write_splines(fit: Fit, path: Path) -> None:
+def check_outputs(source: Path, outputs: Mapping[str, Path]) -> None:
+    """Refuse files, by the options that name them, that can't be or would spoil the data."""
+    for option, path in outputs.items():
+        if not path.parent.is_dir():
+            raise UsageError(f"{option} {path}: there is no folder {path.parent}: make it first")
+        if path.resolve() == source.resolve():
+            raise UsageError(f"{option} {path} is the data file itself: choose another name")
+        inside = source.is_dir() and path.parent.resolve() == source.resolve()
+        if inside and path.suffix.lower() in (".npz", ".xyz", ".extxyz", ".gz"):
+            raise UsageError(
+                f"{option} {path} would become one of the data files of {source}: choose another "
+                "folder"
+            )
+    if len({path.resolve() for path in outputs.values()}) < len(outputs):
+        raise UsageError(f"{' and '.join(outputs)} name one file: choose two names")
+
+
+def write(option: str, path: Path, content: bytes) -> None:
+    try:
+        write_atomic(path, content)
+    except OSError as error:  # which names the temporary file
+        raise UsageError(f"{option} {path}: can't be written: {error.strerror}") from error
+
+
+def splines_of(fit: Fit) -> bytes:
     """The NPZ file that ``model.priors.spline_file`` names; see ``config.splines``."""
     names = {"bond": "bond", "angle": "angle", "dihedral": "dih"}
     arrays: dict[str, Any] = {
@@ -99,7 +146,7 @@ def write_splines(fit: Fit, path: Path) -> None:
         arrays["residue_specific_angles"] = True
     file = io.BytesIO()
     np.savez(file, **arrays)
-    write_atomic(path, file.getvalue())
+    return file.getvalue()
 
 
 def as_yaml(fit: Fit, spline_file: str | None, residue_specific_angles: bool = False) -> str:
@@ -169,5 +216,6 @@ def numbers_of(fit: Fit) -> dict[str, Any]:
         "frames": fit.frames,
         "kind": fit.kind,
         "samples": {term.name: int(term.samples.size) for term in terms},
+        "spline_error": {term.name: term.spline_error for term in terms if term.spline is not None},
         "priors": {key: value for term in terms for key, value in term.numbers.items()} | fit.pairs,
     }

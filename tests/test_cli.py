@@ -52,6 +52,7 @@ WRONG = {
     "negative epochs": (("training.stages.0.epochs=-1",), "training.stages.0.epochs"),
     "no models": (("ensemble.n_models=0",), "ensemble.n_models"),
     "missing data": (("data.path=nowhere.npz",), "data.path"),
+    "cutoff in nm": (("model.cutoff=0.01",), "no pair of beads is nearer (nearest "),
     "unknown optimizer": (("training.stages.0.optimizer=adm",), "adabelief"),
 }
 
@@ -65,6 +66,29 @@ def test_wrong_configuration_is_one_clear_line_naming_the_key(case: str, tmp_pat
     assert done.returncode == 2
     assert named in one_line(done.stderr)
     assert not (tmp_path / "ensq.db").exists(), "a wrong configuration made a database"
+
+
+def test_a_factory_in_the_working_folder_is_found_without_being_imported(tmp_path: Path) -> None:
+    write_config(tmp_path)
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack" / "mine.py").write_text("raise SystemExit('imported')")
+    for module, code in (("pack.mine", 0), ("pack.other", 2), ("pack.mine.deeper", 2)):
+        done = ensq("enqueue", "tiny.yaml", "--set", f"model.ml_model={module}:build", cwd=tmp_path)
+        assert done.returncode == code, done.stderr
+        assert "imported" not in done.stdout
+    painn = ensq("enqueue", "tiny.yaml", "--set", "model.ml_model=painn", cwd=tmp_path)
+    assert painn.returncode == 2
+    assert "painn is a model of the package chemutils, which can't be imported" in painn.stderr
+    assert "pack.mine.deeper can't be imported: No module named 'pack.mine.deeper'" in done.stderr
+
+
+def test_enqueue_tells_species_and_size_of_forces(tmp_path: Path) -> None:
+    write_config(tmp_path)
+    said = ensq("enqueue", "tiny.yaml", cwd=tmp_path).stdout
+    # max_ell is 0 there
+    assert "species: A, B, C (no elements: mirror images have one energy)\n" in said
+    assert "kcal/mol/Angstrom (the error of predicting zero)\n" in said
+    assert max(map(len, said.splitlines())) <= 80
 
 
 def test_missing_configuration_is_one_line(tmp_path: Path) -> None:

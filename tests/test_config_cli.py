@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -88,9 +89,30 @@ def test_check_with_data_counts_frames_and_steps(own: Path) -> None:
     assert ensq("config", "check", own).exit_code == 0
 
 
+def test_check_with_data_tells_what_they_are(own: Path) -> None:
+    done = ensq("config", "check", own, "--data", "--set", "training.gammas.U=1.0")
+    said = done.output.splitlines()[2:8]
+    assert said[0] == "species: A, B, C (no elements: mirror images may differ in energy)"
+    assert re.fullmatch(
+        r"rms of the forces: [\d.]+ kcal/mol/Angstrom \(the error of predicting zero\)", said[1]
+    )
+    assert re.fullmatch(r"energies: [-\d.]+ to [-\d.]+ kcal/mol", said[2])
+    assert said[3] == "beads: 4 to 6, open boundaries"
+    assert re.fullmatch(r"neighbours within 5 Angstrom: \d\.\d per bead \(a sample\)", said[4])
+    assert said[5] == "gradient steps per epoch: about 1"
+    assert all(len(line) <= 80 for line in said)
+    value = json.loads(ensq("config", "check", own, "--data", "--json").stdout)["data"]
+    assert (value["training_frames"], value["species"]) == (30, ["A", "B", "C"])
+    assert (value["energy_min"], value["periodic"], value["proteins"]) == (None, False, {})
+    assert json.loads(ensq("config", "check", own, "--json").stdout)["data"] is None
+    energies = ("--set", "training.gammas={F: 0, U: 1}")
+    assert "forces" not in ensq("config", "check", own, "--data", *energies).output
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_data_of_an_older_file_are_found_beside_it(folder: Path, name: str) -> None:
-    done = ensq("config", "check", folder / f"{name}.yaml", "--data")
+    network = "model.ml_model=allegro"  # MACE needs a package that is not here
+    done = ensq("config", "check", folder / f"{name}.yaml", "--data", "--set", network)
     assert done.exit_code == 0, done.exception
     assert "data: 40 frames of 6 beads" in done.output
 

@@ -76,7 +76,11 @@ WRONG: dict[str, tuple[Callable[[Arrays], None], str]] = {
         "species: frame 11, bead 3 has 3; species go from 0 to 2 (the names in the file)",
     ),
     "late negative species": (edit("species", (10, 1), -1), "species: frame 10, bead 1 has -1"),
-    "float species": (replace(species=lambda s: s.astype(float)), "species has dtype float64"),
+    "float species": (
+        replace(species=lambda s: s.astype(float)),
+        "an integer type, as .astype(int)",
+    ),
+    "species of halves": (replace(species=lambda s: s + 0.5), "it must be an integer type"),
     "species of one bead too few": (
         replace(species=lambda s: s[:, :3]),
         "species has shape (12, 3); it must be [12,4] or [4]",
@@ -156,6 +160,13 @@ def test_something_else_named_npz_is_refused(tmp_path: Path, content: bytes) -> 
     path = tmp_path / "d.npz"
     path.write_bytes(content)
     assert error_of(path).startswith("not a readable NPZ file: ")
+    other = tmp_path / "d.h5"
+    other.write_bytes(content)
+    if b"PK" in content or b"NUMPY" in content:
+        assert error_of(other).startswith("not a readable NPZ file: ")
+    else:
+        assert "it is no ZIP archive" in error_of(path)
+        assert "data.path takes .npz files, extended XYZ files (.xyz or" in error_of(other)
 
 
 def test_a_single_array_named_npz_is_refused(tmp_path: Path) -> None:

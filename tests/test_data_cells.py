@@ -30,8 +30,10 @@ def cell_with(path: Path, **values: Any) -> Any:
         (SKEWED, SKEWED),
         (np.tile(SKEWED, (T, 1, 1)), SKEWED),
         (EDGES.astype(int), np.diag(EDGES)),
+        (np.array(20.0), 20.0 * np.eye(3)),
+        (np.array([20]), 20.0 * np.eye(3)),
     ],
-    ids=["edges", "edges of frames", "matrix", "matrices", "integers"],
+    ids=["edges", "edges of frames", "matrix", "matrices", "integers", "cube", "cube [1]"],
 )
 def test_a_cell_may_be_edges_or_a_matrix_for_all_frames_or_each(
     tmp_path: Path, key: str, value: Any, expected: Any

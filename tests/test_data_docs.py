@@ -52,7 +52,7 @@ def test_the_code_that_makes_an_npz_file_makes_a_good_one(
     assert load(tmp_path / "train.npz").species_names == ("CH3", "C", "N")
     units = {"energy": "kJ/mol", "length": "nm"}
     loaded = load(tmp_path / "ala2_cg.npz", FORCES, units=units)
-    assert loaded.species_names == ("C", "N", "O")
+    assert len(loaded.species_names) == 10 and not loaded.elements
     assert loaded.F is not None
     np.testing.assert_allclose(loaded.F, 1.0)
 

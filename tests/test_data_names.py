@@ -19,13 +19,14 @@ def renamed(**names: str) -> dict[str, Any]:
     return raw
 
 
-@pytest.mark.parametrize("R", ["coords", "positions", "pos"])
+@pytest.mark.parametrize("R", ["coords", "positions", "pos", "conf"])
 @pytest.mark.parametrize("U", ["E", "energies", "energy"])
 def test_well_known_names_of_other_peoples_files_are_understood(
     tmp_path: Path, R: str, U: str
 ) -> None:
     expected = load(save(tmp_path / "a.npz", arrays()))
-    loaded = load(save(tmp_path / "b.npz", renamed(R=R, F="forces", U=U)))
+    F = "force" if R == "conf" else "forces"
+    loaded = load(save(tmp_path / "b.npz", renamed(R=R, F=F, U=U)))
     np.testing.assert_array_equal(loaded.R, expected.R)
     np.testing.assert_array_equal(loaded.F, expected.F)
     np.testing.assert_array_equal(loaded.U, expected.U)
@@ -147,7 +148,8 @@ def test_atomic_numbers_that_are_no_integers_are_refused(tmp_path: Path, Z: list
     without("species")(raw)
     error = error_of(save(tmp_path / "d.npz", raw))
     assert error.startswith("nuclear_charges has dtype")
-    assert error.endswith("it must be an integer type")
+    advice = ", as .astype(int) makes it" if isinstance(Z[0], float) else ""
+    assert error.endswith("it must be an integer type" + advice)
 
 
 def test_atomic_number_0_without_a_mask_asks_for_one(tmp_path: Path) -> None:
@@ -155,6 +157,24 @@ def test_atomic_number_0_without_a_mask_asks_for_one(tmp_path: Path) -> None:
     without("species", "mask")(raw)
     error = error_of(save(tmp_path / "d.npz", raw))
     assert error == "z: frame 0, bead 3 has 0, no atomic number (padding needs a mask)"
+
+
+def test_residues_tell_beads_of_one_atomic_number_apart(tmp_path: Path) -> None:
+    raw = {**arrays(), "Z": np.full(N, 6), "resname": np.array(["GLY", "ALA", "GLY", "TRP"])}
+    without("species", "species_names")(raw)
+    loaded = load(save(tmp_path / "d.npz", raw))
+    assert loaded.species_names == ("ALA", "GLY", "TRP")
+    assert loaded.species[0].tolist() == [1, 0, 1, 2]
+    assert not loaded.elements
+    names = np.array(["TRP", "ALA", "GLY"])  # an order that the file gives is kept
+    assert load(save(tmp_path / "n.npz", {**raw, "aa_names": names})).species_names == tuple(names)
+    for other in (
+        {"Z": np.array([6, 1, 8, 1])},
+        {"resname": np.array(["GLY"] * N)},
+        {"resname": np.array(["GLY", "ALA", "GLY", "TRP"], object)},
+    ):
+        assert load(save(tmp_path / "o.npz", {**raw, **other})).elements
+    assert load(save(tmp_path / "d.npz", raw), keys={"species": "Z"}).species_names == ("C",)
 
 
 def test_species_count_before_atomic_numbers_unless_these_are_chosen(tmp_path: Path) -> None:

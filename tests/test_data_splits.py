@@ -98,6 +98,13 @@ def test_too_few_frames_on_a_side_are_refused(loaded: data.Data, values: dict[st
         data.split(loaded, run_config(**values), "d.npz")
 
 
+def test_validation_frames_that_are_copies_are_told(loaded: data.Data) -> None:
+    one = loaded.take(np.zeros(T, int))
+    message = "0 validation frames are left, at least 2 are needed: 3 more are copies of training"
+    with pytest.raises(DataError, match=message):
+        data.split(one, run_config(), "d.npz")
+
+
 def test_a_trajectory_that_is_not_there_is_named(loaded: data.Data) -> None:
     config = run_config(data__split="{by: replica, validation: [2, 5]}")
     with pytest.raises(DataError, match="names trajectory 5; there are 0, 1, 2"):

@@ -17,9 +17,10 @@ import yaml
 from click.testing import CliRunner, Result
 from jax.experimental import enable_x64
 
-from ensq import boltzmann, config, priorfiles
+from ensq import boltzmann, config, data, priorfiles
 from ensq.boltzmann import Chains, Fit
 from ensq.cli.priors import priors as command
+from ensq.config.structs import DataConfig, GammasConfig
 from ensq.errors import DataError, EnsqError, UsageError
 from ensq.plots import density_of
 from ensq.train.models.priors import ChainPriors
@@ -255,7 +256,7 @@ def save(path: Path, chains: Chains, **more: Any) -> None:
 
 
 def test_the_file_of_splines_has_the_arrays_of_its_users(tmp_path):
-    priorfiles.write_splines(fitted("spline"), tmp_path / "splines.npz")
+    (tmp_path / "splines.npz").write_bytes(priorfiles.splines_of(fitted("spline")))
     with np.load(tmp_path / "splines.npz", allow_pickle=False) as archive:
         arrays = dict(archive)
     for name in ("bond", "angle", "dih"):
@@ -298,6 +299,16 @@ def test_pictures_and_json(tmp_path):
         assert pixels.shape[0] > 300 and pixels.shape[1] > 900
         colours = np.unique((pixels[..., :3] * 255).round().reshape(-1, 3), axis=0).tolist()
         assert [157, 180, 200] in colours and [192, 57, 43] in colours  # histogram and fit
+
+
+def test_species_have_a_picture_of_their_angles(tmp_path):
+    from ensq.plots import draw
+
+    fit = boltzmann.fit(priorfiles.read(CHIGNOLIN), temperature=350.0, kind="spline")
+    assert sum(term is not None for term in fit.angle_terms) == 7
+    assert fit.species_names[fit.angle_types.index(None)]
+    written = draw(fit, tmp_path)
+    assert written[-1].name == "prior_angle_by_species.png" and written[-1].stat().st_size > 30_000
 
 
 def test_the_fragment_tells_where_it_comes_from_and_sets_its_weights(tmp_path):
@@ -366,6 +377,79 @@ def test_errors_say_what_to_do(tmp_path):
     atoms = failure(DATA / "ala2_allatom.npz", *out, "--temperature", 400)
     assert "no linear chain in their order" in atoms
     assert not (tmp_path / "p.yaml").exists()
+
+
+def test_positions_are_enough(tmp_path):
+    """Forces are not asked for, and may be in some files of a folder only."""
+    chains, folder = known(), tmp_path / "folder"
+    folder.mkdir()
+    real = chains.real.astype(np.float32)
+    arrays = {"R": chains.R, "species": chains.species, "mask": real, "temperature_K": 300.0}
+    np.savez(folder / "a.npz", **arrays)
+    alone = run(folder / "a.npz", "-o", tmp_path / "a.yaml")
+    assert alone.exit_code == 0, alone.output
+    save(folder / "b.npz", chains, temperature_K=300.0)
+    both = run(folder, "-o", tmp_path / "b.yaml", "--json")
+    assert both.exit_code == 0, both.output
+    assert json.loads(both.stdout)["samples"]["bond"] == 2 * 4000 * 8
+    settings = DataConfig(path="")
+    assert data.load(folder, settings, None, "kcal/mol").F is None
+    assert data.load(folder / "b.npz", settings, None, "kcal/mol").F is not None
+    with pytest.raises(DataError, match=r"key F is missing"):
+        data.load(folder / "a.npz", settings, GammasConfig(), "kcal/mol")
+
+
+def test_advice_is_about_options_of_this_command(tmp_path):
+    out = ("-o", tmp_path / "p.yaml")
+    chains = known()
+    save(tmp_path / "nm.npz", chains._replace(R=0.1 * chains.R), temperature_K=300.0)
+    assert failure(tmp_path / "nm.npz", *out).endswith("positions in nm? --length-unit nm")
+    assert run(tmp_path / "nm.npz", *out, "--length-unit", "nm").exit_code == 0
+    save(tmp_path / "box.npz", chains, temperature_K=300.0, cell=np.eye(3) * 90)
+    periodic = failure(tmp_path / "box.npz", *out)
+    assert "open boundaries" in periodic and "leave the cell out" in periodic
+    assert "model." not in periodic
+    np.savez(tmp_path / "none.npz", positions=chains.R, coords=chains.R, species=chains.species)
+    assert "data.keys" not in failure(tmp_path / "none.npz", *out)
+    np.savez(tmp_path / "none.npz", species=chains.species)
+    assert "data.keys" not in failure(tmp_path / "none.npz", *out)
+
+
+def test_outputs_that_cannot_be_are_refused_before_anything_is_written(tmp_path, monkeypatch):
+    spline = ("--kind", "spline")
+    path = tmp_path / "data.npz"
+    save(path, known(), temperature_K=300.0)
+    before = path.read_bytes()
+    lost = tmp_path / "nodir" / "p.yaml"
+    assert f"there is no folder {lost.parent}" in failure(path, "-o", lost)
+    assert "--spline-out" in failure(path, *spline, "-o", tmp_path / "p.yaml", "--spline-out", lost)
+    assert not lost.parent.exists()
+    assert "is the data file itself" in failure(path, "-o", path)
+    assert "is the data file itself" in failure(path, *spline, "-o", tmp_path / "data.yaml")
+    assert "would become one of the data files" in failure(
+        tmp_path, *spline, "-o", tmp_path / "p.yaml"
+    )
+    assert "name one file" in failure(path, *spline, "-o", tmp_path / "p.npz")
+    name = "p" * 300 + ".yaml"
+    long = failure(path, "-o", tmp_path / name)
+    assert long == f"-o {tmp_path / name}: can't be written: File name too long"
+    assert [file.name for file in tmp_path.iterdir()] == ["data.npz"]
+    assert path.read_bytes() == before
+
+
+def test_a_grid_that_is_too_coarse_is_refused_with_one_that_is_not(tmp_path):
+    out = ("--kind", "spline", "-o", tmp_path / "p.yaml", "--grid")
+    message = failure(CHIGNOLIN, *out, 8)
+    assert "--grid 8 is too coarse: the spline of the bond is up to 0.4" in message
+    assert message.endswith("--grid 32 is enough")
+    assert not (tmp_path / "p.yaml").exists()
+    errors = {}
+    for grid in (32, 500):
+        ran = run(CHIGNOLIN, *out, grid, "--json")
+        assert ran.exit_code == 0, ran.output
+        errors[grid] = json.loads(ran.stdout)["spline_error"]
+    assert set(errors[32]) == {"bond", "angle", "dihedral"}
+    assert all(errors[500][name] < 1e-4 < errors[32][name] < 0.07 for name in errors[32])
 
 
 def test_beads_that_are_alone_are_no_chain():

@@ -17,6 +17,7 @@ from ase.io import write
 from data_tools import BOTH, ENERGIES, FORCES, error_of, load
 
 from ensq.data import data_files, xyz
+from ensq.errors import DataError
 
 EV = {"energy": "eV"}
 
@@ -306,7 +307,7 @@ WRONG: dict[str, tuple[Callable[[str], str], str]] = {
     "cut short": (lambda text: text[: text.rindex("C")], "frame 1: the file ends after 1 of 2"),
     "cut in a line": (lambda text: text[:-9], "frame 1: not readable as extended XYZ: "),
     "letter": (changed("C 0 0 1", "C 0 O 1"), "frame 1: not readable as extended XYZ: could not"),
-    "residue": (changed("C 0", "ALA 0"), "frame 1: not readable as extended XYZ: 'Ala' is no chem"),
+    "residue": (changed("C 0", "ALA 0"), "frame 1: not readable as extended XYZ: 'ALA' is no chem"),
     "dummy": (changed("C 0", "X 0"), "species: frame 1, bead 1 has 0, no atomic number"),
     "no forces": (changed(":forces:R:3", ""), "key F is missing; the file has energy (data.keys.F"),
     "NaN": (changed("C 0 0 1 0 0 0", "C 0 0 1 0 nan 0"), "forces: frame 1, bead 1 holds NaN"),
@@ -329,6 +330,27 @@ def test_a_wrong_file_gives_one_line_that_names_the_frame(
     assert load(path).n_frames == 2
     path.write_text(spoil(GOOD))
     assert message in error_of(path)
+
+
+def test_single_atoms_among_molecules_are_named(tmp_path: Path) -> None:
+    atom = Atoms("H", info={"energy": -13.6, "config_type": "IsolatedAtom"})  # no forces
+    error = error_of(save(tmp_path / "d.xyz", [*molecules(), atom, atom]))
+    assert error.startswith("frame 3 is a single atom among molecules (2 such): remove isolated")
+    assert error.endswith("ensq fits reference energies itself")
+    save(tmp_path / "d.xyz", molecules())
+    save(tmp_path / "e.xyz", molecules((1, 1)))
+    assert load(tmp_path / "e.xyz").n_frames == 2
+    with pytest.raises(DataError, match=r"e\.xyz: frame 0 is a single atom among molecules"):
+        load(tmp_path)
+
+
+def test_beads_in_the_column_of_elements_are_named_as_they_are_written(tmp_path: Path) -> None:
+    path = tmp_path / "d.xyz"
+    path.write_text(GOOD.replace("H 0", "CH 0"))
+    error = error_of(path)
+    assert "'CH' is no chemical element" in error and "data.keys.species" in error
+    path.write_text(path.read_text().replace("species:S", "bead:S"))  # what the error says
+    assert load(path, keys={"species": "bead"}).species_names == ("C", "CH", "O")
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,15 +55,20 @@ def check(file: Path, with_data: bool, overrides: tuple[str, ...], json_: bool) 
         notes += [note for note in lint(loaded.config, _training(checked)) if note not in notes]
     if json_:
         found = [{"kind": note.kind, "key": note.key, "text": note.text} for note in notes]
-        print_json({"file": str(file), "older_form": _older(loaded), "notes": found})
+        facts = None if checked is None else dataclasses.asdict(checked.facts)
+        print_json({"file": str(file), "older_form": _older(loaded), "notes": found, "data": facts})
         return
     form = "valid after translation from an older form" if _older(loaded) else "valid"
     click.echo(f"{file}: {form}")
     if checked is not None:
+        from ensq.cli.enqueue import all_facts
+
         click.echo(
             f"data: {checked.frames} frames of {checked.beads} beads, {_training(checked)} to "
             f"train and {len(checked.split.validation)} to validate"
         )
+        for line in all_facts(checked):
+            click.echo(line)
     for line in report(notes):
         click.echo(line)
 

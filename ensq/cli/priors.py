@@ -27,7 +27,7 @@ def priors() -> None:
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
     required=True,
-    help="Where the keys for a configuration go (YAML).",
+    help="Where the keys for a configuration go (YAML), in a folder that exists.",
 )
 @click.option(
     "--temperature",
@@ -55,7 +55,11 @@ def priors() -> None:
     "--residue-specific-angles", is_flag=True, help="Angles take the splines of their species."
 )
 @click.option(
-    "--grid", type=click.IntRange(8, 10000), default=500, show_default=True, help="Knots."
+    "--grid",
+    type=click.IntRange(8, 10000),
+    default=500,
+    show_default=True,
+    help="Knots of a spline.",
 )
 @click.option(
     "--bandwidth",
@@ -67,7 +71,7 @@ def priors() -> None:
 @click.option(
     "--plots",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Draw histograms and fits into this folder (PNG).",
+    help="Draw histograms and fits into this folder (PNG), which is made if it is not there.",
 )
 @click.option("--protein", metavar="NAME|NUMBER", help="Only the frames of this protein.")
 @click.option(
@@ -105,10 +109,14 @@ def fit(
 ) -> None:
     """Fit priors to the chains in DATA by Boltzmann inversion."""
     from ensq import boltzmann, priorfiles
-    from ensq.rundir import write_atomic
 
     if kind != "spline" and (spline_out is not None or residue_specific_angles):
         raise UsageError("--spline-out and --residue-specific-angles need --kind spline")
+    outputs = {"-o": output}
+    if kind == "spline":
+        option = "the splines beside -o:" if spline_out is None else "--spline-out"
+        outputs[option] = output.with_suffix(".npz") if spline_out is None else spline_out
+    priorfiles.check_outputs(data, outputs)
     chains = priorfiles.read(data, length=length_unit, protein=protein)
     if temperature is None:
         temperature = chains.temperature
@@ -123,15 +131,13 @@ def fit(
         grid=grid,
         bandwidth=bandwidth,
     )
-    files = [output]
+    files = list(outputs.values())
     name = None
-    if kind == "spline":
-        splines = output.with_suffix(".npz") if spline_out is None else spline_out
-        priorfiles.write_splines(done, splines)
-        files.append(splines)
+    for option, splines in list(outputs.items())[1:]:
+        priorfiles.write(option, splines, priorfiles.splines_of(done))
         name = splines.name if splines.parent == output.parent else str(splines.absolute())
     text = priorfiles.as_yaml(done, name, residue_specific_angles)
-    write_atomic(output, text.encode())
+    priorfiles.write("-o", output, text.encode())
     if plots is not None:
         from ensq.plots import draw
 
@@ -154,6 +160,8 @@ def _show(done: Fit, files: list[Path], json_: bool) -> None:
     for key, value in numbers["priors"].items():
         values = value if isinstance(value, list) else [value]
         click.echo(f"  {key:<11}{'  '.join(f'{number:.5g}' for number in values)}")
+    for name, error in numbers["spline_error"].items():
+        click.echo(f"  {name} spline: within {error:.1g} {done.unit} of what it interpolates")
     missing = [name for name in ("bond", "angle", "dihedral") if name not in numbers["samples"]]
     for name in missing:
         click.echo(f"  no {name}s: the chains are too short")

@@ -57,7 +57,7 @@ def run(
     """
     from ensq.cli import finalize as finalizing
     from ensq.cli.config import say_notes
-    from ensq.cli.enqueue import summary
+    from ensq.cli.enqueue import short_facts, summary
     from ensq.enqueue import check, enqueue
     from ensq.store import Store
 
@@ -65,7 +65,7 @@ def run(
     checked = check(config, overrides_of(overrides, n_models))
     with Store.open(url_of(db), create=True) as store:
         done = enqueue(store, checked, name)
-        for line in summary(done):
+        for line in [*summary(done), *short_facts(checked)]:
             click.echo(line, err=json_)
         began = time.monotonic()
         code = _train(store, done.ensemble, url_of(db), workers, pack, json_)

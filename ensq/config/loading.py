@@ -214,7 +214,10 @@ def _explain(message: str, tree: Any) -> str:
         return f"{'.'.join([*parts, missing['key']])} is missing"
     value = _value_at(tree, parts)
     wants_int = what.startswith("Expected `int")
+    what = what.replace("`array", "`a list")  # msgspec speaks JSON
     what = what.replace("`", "").replace("Expected", "expected")
+    if parts:
+        what = what.removeprefix(f"{parts[-1]}: ")
     if what.startswith("Invalid enum value") and (allowed := _choices_at(parts)):
         what = f"expected one of {', '.join(allowed)}"
     text = f"{where}: {what}" if where else what
@@ -283,7 +286,8 @@ def _choices_at(parts: Sequence[str]) -> list[str]:
         kind = _inner(kind)
         if _is_struct(kind) and not part.isdecimal():
             kind = typing.get_type_hints(kind).get(part)
-    return [str(choice) for choice in typing.get_args(kind) if isinstance(choice, str)]
+    kinds = (kind, *typing.get_args(kind))  # one of a union may be the set
+    return [choice for one in kinds for choice in typing.get_args(one) if isinstance(choice, str)]
 
 
 def _is_struct(kind: Any) -> bool:

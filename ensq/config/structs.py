@@ -170,6 +170,9 @@ class ExportConfig(Strict, frozen=True):
     # native: the .mlir holds the network alone, the priors are LAMMPS input beside it.
     priors: Literal["embedded", "native"] = "embedded"
     ensemble_mean: bool = True  # the mean of all members' energies as one more model
+    # Whether energies by the .mlir hold the energies of single beads (of atoms in DFT), which
+    # training leaves out; beside large ones its float32 energies come in coarse steps.
+    reference_energies: bool = True
 
 
 class RunConfig(Strict, frozen=True):

@@ -1,6 +1,7 @@
 """Training data: reading NPZ and extended XYZ files, checks that name the place, and the split."""
 
 from ensq.data.cells import check_open
+from ensq.data.facts import Facts, facts, no_neighbours
 from ensq.data.loading import data_files, digest, load
 from ensq.data.splitting import MIN_VALIDATION_FRAMES, Split, split
 from ensq.data.structs import ELEMENTS, Data
@@ -9,10 +10,13 @@ __all__ = [
     "ELEMENTS",
     "MIN_VALIDATION_FRAMES",
     "Data",
+    "Facts",
     "Split",
     "check_open",
     "data_files",
     "digest",
+    "facts",
     "load",
+    "no_neighbours",
     "split",
 ]

@@ -16,8 +16,9 @@ def cell_of(raw: Raw, T: int, length: float, unit: str) -> Array | None:
     """The cells [T,3,3] in Angstrom; None if every direction of every frame is open.
 
     Args:
-        raw: ``cell`` may be [3] or [T,3] (edges of a rectangular box), [3,3] or [T,3,3]; ``pbc``
-            [] or [3] or [T,3]. Without ``pbc``, directions with a lattice vector are periodic.
+        raw: ``cell`` may be [] (edge of a cube), [3] or [T,3] (edges of a rectangular box),
+            [3,3] or [T,3,3]; ``pbc`` [] or [3] or [T,3]. Without ``pbc``,
+            directions with a lattice vector are periodic.
         T: Number of frames.
         length: Factor to Angstrom.
         unit: The declared unit of length, for messages.
@@ -78,13 +79,16 @@ def check_open(data: Data, source: str) -> None:
 
 def _matrices(raw: Raw, T: int) -> Array:
     values = raw.arrays["cell"]
-    if values.dtype.kind not in "fiu" or values.shape not in ((3,), (3, 3), (T, 3), (T, 3, 3)):
+    shapes = ((), (1,), (3,), (3, 3), (T, 3), (T, 3, 3))
+    if values.dtype.kind not in "fiu" or values.shape not in shapes:
         raise DataError(
             f"{raw.path}: {raw.name('cell')} has shape {values.shape} and dtype {values.dtype}; it "
-            f"must be numbers [3] or [{T},3] (edges of a rectangular box), [3,3] or [{T},3,3] "
-            "(rows are lattice vectors)"
+            f"must be one number (edge of a cube), [3] or [{T},3] (edges of a rectangular box), "
+            f"[3,3] or [{T},3,3] (rows are lattice vectors)"
         )
     values = values.astype(np.float64)
+    if values.size == 1:
+        values = np.broadcast_to(values.reshape(1), (3,))
     if values.shape[-2:] != (3, 3):  # [3,3] is one matrix, even for three frames
         values = values[..., :, None] * np.eye(3)
     return np.broadcast_to(values, (T, 3, 3))

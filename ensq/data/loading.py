@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from ensq.config.structs import DataConfig, GammasConfig
@@ -13,6 +14,13 @@ from ensq.rundir import sha256, sha256_file
 from ensq.units import EnergyUnit
 
 _NPZ = ".npz"
+
+
+class _NoLabels(GammasConfig, frozen=True):
+    """Nothing is trained: both weights may be 0."""
+
+    def __post_init__(self) -> None:
+        pass
 
 
 def data_files(path: Path) -> list[Path]:
@@ -48,22 +56,35 @@ def digest(path: Path) -> str:
         raise DataError(f"{path}: can't be read: {error.strerror}") from error
 
 
-def load(path: Path, config: DataConfig, gammas: GammasConfig, unit: EnergyUnit) -> Data:
+def load(path: Path, config: DataConfig, gammas: GammasConfig | None, unit: EnergyUnit) -> Data:
     """Load and check a data set.
 
     Args:
         path: An NPZ or extended XYZ file, or a folder of them, whose frames are joined and padded
             to one size.
         config: Declares the units of the files, and names of arrays that are not the usual ones.
-        gammas: Weights of the loss; labels with a weight must be there.
+        gammas: Weights of the loss; labels with a weight must be there. None: no label must, and
+            one that some files have and some have not is left out.
         unit: The run's unit of energy. Lengths become Angstrom, energies this, forces this per
             Angstrom; R and F keep the type of the file.
 
     Raises:
         DataError: Naming file, key, frame and bead.
     """
-    parts = [_part(file, config, gammas, unit) for file in data_files(path)]
-    return parts[0].data if len(parts) == 1 else join(path, parts)
+    weights = _NoLabels(F=0.0, U=0.0) if gammas is None else gammas
+    parts = [_part(file, config, weights, unit) for file in data_files(path)]
+    if gammas is None:
+        if any(part.data.F is None for part in parts):
+            parts = [part._replace(data=replace(part.data, F=None)) for part in parts]
+        if any(part.data.U is None for part in parts):
+            parts = [part._replace(data=replace(part.data, U=None)) for part in parts]
+    if len(parts) == 1:
+        return parts[0].data
+    if any(part.data.R.shape[1] > 1 for part in parts):
+        for part in parts:
+            if xyz.is_xyz(part.path):
+                xyz.refuse_single_atoms(part.path, part.data.mask.sum(axis=1))
+    return join(path, parts)
 
 
 def _part(path: Path, config: DataConfig, gammas: GammasConfig, unit: EnergyUnit) -> Part:

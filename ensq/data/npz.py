@@ -32,8 +32,8 @@ USUAL: Mapping[str, tuple[str, ...]] = {
 }
 # Names in other people's files. They count where the usual one is absent, and must be unique.
 ALIASES: Mapping[str, tuple[str, ...]] = {
-    "R": ("coords", "positions", "pos"),
-    "F": ("forces",),
+    "R": ("coords", "positions", "pos", "conf"),
+    "F": ("forces", "force"),
     "U": ("energies", "energy"),
     "Z": ("z", "nuclear_charges", "numbers", "atomic_numbers"),
     "cell": ("lattice", "box"),
@@ -50,17 +50,33 @@ def read(path: Path, keys: KeysConfig) -> Raw:
     """The arrays of an NPZ file that ensq uses; all others stay unread."""
     try:
         with path.open("rb") as file:
+            _check_kind(path, file.read(6))
+            file.seek(0)
             archive = np.load(file, allow_pickle=False)
             if isinstance(archive, np.ndarray):
                 raise DataError(f"{path}: a single array, not an NPZ file with R, F, species")
             holds = tuple(archive.files)
             called = _called(path, holds, keys)
-            arrays = {key: _array(path, name, archive) for key, name in called.items()}
+            spare = _spare(called)
+            arrays = {k: _array(path, v, archive, k in spare) for k, v in called.items()}
     except _UNREADABLE as error:
         text = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path}: not a readable NPZ file: {text}") from error
     found = {key: values for key, values in arrays.items() if values is not None}
     return Raw(path, found, called, holds)
+
+
+def _check_kind(path: Path, start: bytes) -> None:
+    """Say so if a file is no ZIP archive, as NPZ files are, nor a NumPy array."""
+    if start.startswith(b"PK") or start == b"\x93NUMPY":
+        return
+    if path.suffix.lower() == ".npz":
+        what = "not a readable NPZ file: it is no ZIP archive, as numpy.savez writes them"
+        raise DataError(f"{path}: {what}" + ("; it is empty" if not start else ""))
+    raise DataError(
+        f"{path}: not in a format that is read: data.path takes .npz files, extended XYZ files "
+        "(.xyz or .extxyz, also with .gz behind), or a folder of them"
+    )
 
 
 def _called(path: Path, holds: tuple[str, ...], keys: KeysConfig) -> dict[str, str]:
@@ -72,12 +88,13 @@ def _called(path: Path, holds: tuple[str, ...], keys: KeysConfig) -> dict[str, s
             called[key] = name
     if keys.species in ATOMIC_NUMBERS:
         called["Z"] = called.pop("species")
-    # The first of species, Z and resname that is there decides; the rest is not looked at.
-    if "species" in called:
-        called.pop("Z", None)
-    elif "Z" in called:
         called.pop("names", None)
         called.pop("resname", None)
+    # species wins over Z and resname; of these two, species_of chooses by what they hold.
+    if "species" in called:
+        called.pop("Z", None)
+    elif "Z" in called and "resname" not in called:
+        called.pop("names", None)
     if "species" in called and "names" in called:
         called.pop("resname", None)
     return called
@@ -106,14 +123,19 @@ def _find(path: Path, holds: tuple[str, ...], key: str, chosen: str | None) -> s
     return others[0] if others else None
 
 
-def _array(path: Path, name: str, archive: Mapping[str, Array]) -> Array | None:
+def _spare(called: Mapping[str, str]) -> tuple[str, ...]:
+    """What the data can do without."""
+    return ("resname", "names") if "Z" in called else ("resname",)
+
+
+def _array(path: Path, name: str, archive: Mapping[str, Array], spare: bool) -> Array | None:
     """One array; None for a pickled one that the data can do without."""
     try:
         return np.asarray(archive[name])
     except ValueError as error:
         if "allow_pickle" not in str(error):
             raise
-    if name == "resname":
+    if spare:
         return None
     raise DataError(
         f"{path}: {name} holds pickled objects, which are never read: store plain numbers or text "

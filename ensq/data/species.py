@@ -30,7 +30,12 @@ def per_bead(raw: Raw, key: str, T: int, N: int) -> Array:
 
 
 def species_of(raw: Raw, mask: Array) -> Species:
-    """Species of every frame, the first of species, Z and resname that the file has."""
+    """Species of every frame, the first of species, Z and resname that the file has.
+
+    Coarse-grained files may give every bead one atomic number; then residues tell them apart.
+    """
+    if "species" not in raw.arrays and _residues_tell_more(raw, mask):
+        return _of_text(raw, "resname", mask)
     for key in ("species", "Z"):
         if key not in raw.arrays:
             continue
@@ -40,6 +45,7 @@ def species_of(raw: Raw, mask: Array) -> Species:
         if values.dtype.kind not in "iu":
             raise DataError(
                 f"{raw.path}: {raw.name(key)} has dtype {values.dtype}; it must be an integer type"
+                + (", as .astype(int) makes it" if _whole(values, mask) else "")
             )
         values = np.where(mask, values, 0).astype(np.int64)
         return _of_elements(raw, values, mask) if key == "Z" else _of_numbers(raw, values, mask)
@@ -122,6 +128,21 @@ def _residues(raw: Raw, mask: Array) -> Array | None:
     if given is None or given.dtype.kind not in "US" or given.shape not in shapes:
         return None
     return _as_text(raw, "resname", mask)
+
+
+def _residues_tell_more(raw: Raw, mask: Array) -> bool:
+    """Whether all beads have one atomic number, and not all the same residue."""
+    if "Z" not in raw.arrays:
+        return False
+    residues = _residues(raw, mask)
+    if residues is None or raw.arrays["Z"].shape not in (mask.shape, mask.shape[1:]):
+        return False
+    Z = per_bead(raw, "Z", *mask.shape)[mask]
+    return bool((Z[0] == Z).all()) and len(np.unique(residues[mask])) > 1
+
+
+def _whole(values: Array, mask: Array) -> bool:
+    return values.dtype.kind == "f" and bool((values[mask] % 1 == 0).all())
 
 
 def _as_text(raw: Raw, key: str, mask: Array) -> Array:

@@ -33,6 +33,12 @@ def split(data: Data, config: RunConfig, source: str) -> Split:
     validation, copies = _without_copies(data.R, training, validation)
     training = np.sort(np.concatenate([training, copies]))
     if len(training) == 0 or len(validation) < MIN_VALIDATION_FRAMES:
+        if len(copies):
+            raise DataError(
+                f"{source}: {len(validation)} validation frames are left, at least "
+                f"{MIN_VALIDATION_FRAMES} are needed: {len(copies)} more are copies of training "
+                "frames, which never validate; remove frames that occur twice"
+            )
         raise DataError(
             f"{source}: {len(training)} training and {len(validation)} validation frames; at least "
             f"1 and {MIN_VALIDATION_FRAMES} are needed: change training.val_fraction, data.split "

@@ -52,6 +52,8 @@ def read(path: Path, keys: KeysConfig, gammas: GammasConfig) -> Raw:
         raise DataError(f"{path}: holds no frame")
     sizes = np.array([len(frame.numbers) for frame in frames])
     beads = int(sizes.max())
+    if beads > 1:
+        refuse_single_atoms(path, sizes)
     arrays = {
         "R": _padded([frame.positions for frame in frames], beads),
         "Z": _padded([frame.numbers for frame in frames], beads),
@@ -77,6 +79,16 @@ def read(path: Path, keys: KeysConfig, gammas: GammasConfig) -> Raw:
         arrays["U"], called["U"] = _numbers(path, lines, name, float), name
     arrays.update(_groups(path, lines))
     return Raw(path, arrays, called, tuple(dict.fromkeys([*columns[0], *lines[0]])))
+
+
+def refuse_single_atoms(path: Path, sizes: Array) -> None:
+    """Raise DataError if any frame is one atom. To be called if others are molecules."""
+    single = np.flatnonzero(sizes == 1)
+    if single.size:
+        raise DataError(
+            f"{path}: frame {single[0]} is a single atom among molecules ({single.size} such): "
+            "remove isolated atoms from the file; ensq fits reference energies itself"
+        )
 
 
 # -- frames ------------------------------------------------------------------------------------
@@ -140,11 +152,19 @@ def _parse(path: Path, place: int, block: str) -> Frame:
     except Exception as error:  # ASE raises whatever its parts raise
         unknown = isinstance(error, KeyError) and error.args and isinstance(error.args[0], str)
         text = (
-            f"{error.args[0]!r} is no chemical element (beads that are none go into an NPZ file)"
+            f"{_as_written(block, error.args[0])!r} is no chemical element; for beads, give their "
+            "names in a column of another name than species (Properties=bead:S:1:…) and set "
+            "data.keys.species to it, or use NPZ"
             if unknown
             else " ".join(str(error).split()) or type(error).__name__
         )
         raise DataError(f"{path}: frame {place}: not readable as extended XYZ: {text}") from error
+
+
+def _as_written(block: str, symbol: str) -> str:
+    """A symbol as it stands in the file: ASE changes the case of letters."""
+    words = (word for line in block.splitlines()[2:] for word in line.split())
+    return next((word for word in words if word.capitalize() == symbol), symbol)
 
 
 # -- labels ------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ensq import data
 from ensq.config import RunConfig
-from ensq.errors import MismatchError
+from ensq.errors import DataError, MismatchError
 from ensq.train.buckets import choose_bounds, frame_sizes, members_of
 from ensq.train.models import DataStatistics, Frames
 from ensq.train.neighbours import Neighbours, build_neighbours
@@ -104,7 +104,10 @@ def prepare(
 def lay_out(
     training: data.Data, validation: data.Data, index: NDArray[Any], config: RunConfig
 ) -> Dataset:
-    """The data set of these frames; ``index`` [V] are the validation frames' numbers."""
+    """The data set of these frames; ``index`` [V] are the validation frames' numbers.
+
+    Raises DataError if there is a network and no bead has a neighbour.
+    """
     shift = reference_energies(training) if config.training.gammas.U else None
     sizes, more = frame_sizes(training.mask), frame_sizes(validation.mask)
     bounds = choose_bounds(
@@ -116,6 +119,8 @@ def lay_out(
     groups, validation_groups = members_of(sizes, bounds), members_of(more, bounds)
     parts, layouts = _groups(training, groups, bounds, shift, config)
     validation_parts, _ = _groups(validation, validation_groups, bounds, shift, config)
+    if not config.model.prior_only and not any(layout.mask.any() for layout in layouts):
+        raise DataError(f"training frames: {data.no_neighbours(config.model.cutoff)}")
     n_species = len(training.species_names)
     return Dataset(
         training=parts,

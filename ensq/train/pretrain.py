@@ -19,8 +19,7 @@ from optax.tree_utils import tree_get, tree_set
 
 from ensq.errors import ConfigError
 from ensq.train.models.network import Params
-from ensq.train.models.priors import NOTHING
-from ensq.train.models.priors import unphysical
+from ensq.train.models.priors import NOTHING, unphysical
 
 PriorParams = dict[str, Array]
 Loss = Callable[[Params, Any], Array]
