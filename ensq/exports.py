@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from ensq import data
 from ensq.config import RunConfig
-from ensq.errors import EnsqError, MismatchError, UsageError
+from ensq.errors import MismatchError, UsageError
 from ensq.jobs import Ensemble, Job
 from ensq.rundir import RunDir, sha256
 from ensq.store import Store
@@ -22,10 +23,11 @@ from ensq.store import Store
 if TYPE_CHECKING:
     from ensq.train.checkpoint import MemberResult
     from ensq.train.compare import Agreement
-    from ensq.train.reference import Reference
+    from ensq.train.reference import Predictions, Reference
 
 METADATA = "ensemble_metadata.json"
 COMPARED_FRAMES = 8
+COARSE_STEPS = {"kcal/mol": 1e-4, "eV": 4e-6}  # of energies; above them they are worth a word
 Say = Callable[[str], None]
 Priors = Literal["embedded", "native"]
 
@@ -37,6 +39,7 @@ class Options:
     priors: Priors
     ensemble_mean: bool
     save_all: bool
+    reference_energies: bool
 
     @classmethod
     def of(
@@ -46,6 +49,7 @@ class Options:
         priors: Priors | None = None,
         ensemble_mean: bool | None = None,
         save_all: bool | None = None,
+        reference_energies: bool | None = None,
     ) -> Options:
         def or_else(given: Any, configured: Any) -> Any:
             return configured if given is None else given
@@ -54,6 +58,7 @@ class Options:
             priors=or_else(priors, config.export.priors),
             ensemble_mean=or_else(ensemble_mean, config.export.ensemble_mean),
             save_all=or_else(save_all, config.ensemble.save_all_models),
+            reference_energies=or_else(reference_energies, config.export.reference_energies),
         )
 
 
@@ -66,7 +71,13 @@ class Exported:
 
 
 # What an export writes into the metadata, and takes from there when it is made already.
-ABOUT = ("export_comparison", "ensemble_mean", "lammps_priors", "export_notes")
+ABOUT = (
+    "export_comparison",
+    "ensemble_mean",
+    "lammps_priors",
+    "export_notes",
+    "reference_force_rms",
+)
 
 
 # -- where it goes, and what is there -----------------------------------------------------------
@@ -104,12 +115,29 @@ def refuse_other(folder: Path, ensemble: Ensemble) -> None:
             "above it; name one below"
         )
     if folder.exists() and not folder.is_dir():
-        raise EnsqError(f"{folder}: is a file, not a folder; choose another --export-dir")
+        raise UsageError(f"{folder}: is a file, not a folder; choose another --export-dir")
     before = recorded(folder).get("ensemble")
     if before not in (None, ensemble.name):
         raise MismatchError(
             f"{folder}: holds the export of the ensemble {before!r}; give another --export-dir"
         )
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Raise UsageError unless the folder can be written, before anything is computed for it.
+
+    A trial folder is made where ``publish`` makes its own, beside the folder, or in the lowest
+    folder above it that is there already.
+    """
+    place = folder.absolute().parent
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        Path(tempfile.mkdtemp(prefix=f".{folder.name}.try-", dir=place)).rmdir()
+    except OSError as error:
+        raise UsageError(
+            f"{folder}: can't be written ({place}: {error.strerror}); choose another --export-dir"
+        ) from error
 
 
 def exported_before(folder: Path, sources: dict[str, Any]) -> Exported | None:
@@ -159,7 +187,11 @@ def sources_of(
     return {
         "exported_from": made_from,
         "exported_with": environment.versions(),
-        "export": {"priors": options.priors, "ensemble_mean": options.ensemble_mean},
+        "export": {
+            "priors": options.priors,
+            "ensemble_mean": options.ensemble_mean,
+            "reference_energies": options.reference_energies,
+        },
     }
 
 
@@ -210,13 +242,18 @@ def make(
     Raises:
         ExportError: A model file is not what was trained.
     """
+    from ensq.train import export
     from ensq.train.reference import Reference
 
+    force_rms = reference_force_rms(frames, config)
     mean = makes_mean(options, len(results))
     shown = spread_places(frames.n_frames)
     if not mean:  # only then are all frames needed
         frames, shown = frames.take(shown), np.arange(len(shown))
-    reference = Reference(frames, config.model.cutoff)
+    constant = export.reference_energies(results[0], frames)
+    # Energies as they were trained: beside the constant they would lose digits in float32.
+    labels = None if frames.U is None else frames.U - constant
+    reference = Reference(replace(frames, U=labels), config.model.cutoff)
     made = {
         place: member_files(results[place], reference, shown, options, say)
         for place in sorted(set(chosen.values()))
@@ -234,6 +271,8 @@ def make(
             config, options, results, reference, shown, say
         )
         about["export_notes"] += notes
+    about["reference_force_rms"] = force_rms
+    about["export_notes"] += notes_on_energies(config, options, constant, comparison.values())
     if native_priors(config, options):
         native = _native_files(config, results, chosen, frames)
         files |= native
@@ -241,9 +280,51 @@ def make(
         if config.model.prior_only:
             about["export_notes"].append(
                 "model.prior_only: the LAMMPS input is the whole model; the .mlir files hold "
-                "reference energies alone, and no forces"
+                + ("reference energies alone" if options.reference_energies else "no energies")
+                + ", and no forces"
             )
     return Exported(files=files, about={**about, "export_comparison": comparison})
+
+
+def reference_force_rms(frames: data.Data, config: RunConfig) -> float | None:
+    """Root mean square of the reference forces per real component, what errors are held against."""
+    if frames.F is None or not config.training.gammas.F:
+        return None
+    return float(np.sqrt(np.mean(np.square(frames.F[frames.mask], dtype=np.float64))))
+
+
+def about_reference_energies(
+    config: RunConfig, options: Options, result: MemberResult
+) -> dict[str, Any]:
+    """The energies of single beads, which training left out, and whether model files add them."""
+    inside = options.reference_energies
+    return {
+        "in_model_files": inside,
+        "by_species": dict(
+            zip(result.species_names, result.statistics["energy_shift"], strict=True)
+        ),
+        "unit": f"{config.unit} per bead",
+        "meaning": "energies by the .mlir files hold these, for every bead that of its species"
+        if inside
+        else "energies by the .mlir files are without these: add, for every bead, that of its "
+        "species; forces are the same",
+    }
+
+
+def notes_on_energies(
+    config: RunConfig, options: Options, constant: Any, comparisons: Iterable[dict[str, Any]]
+) -> list[str]:
+    """What must be said where float32 leaves few digits beside large reference energies."""
+    largest = max((one["largest_energy"] for one in comparisons), key=abs)
+    step = float(np.spacing(np.float32(abs(largest))))
+    coarse = step > COARSE_STEPS[config.unit]
+    of_the_constant = float(np.abs(constant).max()) > 0.5 * abs(largest)
+    if not (options.reference_energies and coarse and of_the_constant):
+        return []
+    return [
+        f"energies in the .mlir come in steps of {step:.1g} {config.unit} beside totals of "
+        f"{largest:.5g} {config.unit}: export.reference_energies: false leaves the constant out"
+    ]
 
 
 def spread_places(n_frames: int) -> Any:
@@ -259,15 +340,22 @@ def native_priors(config: RunConfig, options: Options) -> bool:
 def member_files(
     result: MemberResult, reference: Reference, shown: Any, options: Options, say: Say
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """One member's files by their endings, and how its model file compares with it."""
+    """One member's files by their endings, and how its model file compares with it.
+
+    Energies are held against those that were trained, with the reference energies beside them.
+    """
     from ensq.train import checkpoint, export
     from ensq.train.compare import compare
 
     say(f"exporting seed {result.seed} and comparing it with the trained model")
     embed = options.priors == "embedded"
-    module = export.to_bytes([result], embed_priors=embed)
-    expected = reference.predict(result, shown, priors=embed)
-    agreement = compare(module, expected, reference.frames.take(shown), f"seed {result.seed}")
+    module = export.to_bytes(
+        [result], embed_priors=embed, reference_energies=options.reference_energies
+    )
+    frames = reference.frames.take(shown)
+    trained = reference.predict(export.without_reference_energies(result), shown, priors=embed)
+    expected = _expected(trained, result, frames, options)
+    agreement = compare(module, expected, frames, f"seed {result.seed}")
     contents = {
         ".mlir": module,
         # For people's scripts; ensq itself never reads a pickle.
@@ -277,11 +365,26 @@ def member_files(
     return contents, in_words(agreement)
 
 
+def _expected(
+    trained: Predictions, result: MemberResult, frames: data.Data, options: Options
+) -> Predictions:
+    """What a model file should give, where the trained model gives this."""
+    from ensq.train import export
+
+    if not options.reference_energies:
+        return trained
+    energy = trained.energy + export.reference_energies(result, frames)
+    return trained._replace(energy=energy)
+
+
 def in_words(found: Agreement) -> dict[str, Any]:
     """An agreement as the metadata tell it."""
     return {
         "frames": found.frames,
+        "energy_difference": found.energy_difference,
+        "energy_range": found.energy_range,
         "relative_energy_difference": found.energy_error,
+        "largest_energy": found.largest_energy,
         "relative_force_difference": found.force_error,
         "frames_split_over_two_domains": found.split_frames,
         "most_ghosts_of_a_domain": found.ghosts,
@@ -308,10 +411,15 @@ def _mean_model(
             "the members' trained priors differ, so their mean can't be written as LAMMPS input: "
             f"{mean_stem(config)}.mlir holds the priors inside, whatever export.priors says"
         )
-    content = export.to_bytes(results, embed_priors=embed)
-    expected = ensemble_mean.predict(reference, results, shown, priors=embed)
-    agreement = compare(content, expected, reference.frames.take(shown), "the mean of all members")
-    scores = ensemble_mean.scores(reference, results, config.training.gammas)
+    content = export.to_bytes(
+        results, embed_priors=embed, reference_energies=options.reference_energies
+    )
+    frames = reference.frames.take(shown)
+    plain = [export.without_reference_energies(result) for result in results]
+    trained = ensemble_mean.predict(reference, plain, shown, priors=embed)
+    expected = _expected(trained, results[0], frames, options)
+    agreement = compare(content, expected, frames, "the mean of all members")
+    scores = ensemble_mean.scores(reference, plain, config.training.gammas)
     figures = {
         "file": f"{mean_stem(config)}.mlir",
         "seeds": [result.seed for result in results],

@@ -50,6 +50,7 @@ def finalize(
     save_all: bool | None = None,
     priors: exports.Priors | None = None,
     ensemble_mean: bool | None = None,
+    reference_energies: bool | None = None,
     say: Say = lambda text: None,
 ) -> Finalized:
     """Statistics, selection and export of a trained ensemble.
@@ -63,20 +64,30 @@ def finalize(
         save_all: Export every member; else as ``ensemble.save_all_models`` says.
         priors: Inside the model files, or as LAMMPS input; else as ``export.priors`` says.
         ensemble_mean: Export the members' mean too; else as ``export.ensemble_mean`` says.
+        reference_energies: Whether model files add them; else as ``export.reference_energies``
+            says.
         say: Told what happens now.
 
     Raises:
         EnsqError: Members are missing, a result is damaged, or an export is not the trained model.
         MismatchError: The folder holds another ensemble's export, or the data have changed.
+        UsageError: The folder can't be written.
     """
     config = configuration.loads(ensemble.config)
-    options = Options.of(config, priors=priors, ensemble_mean=ensemble_mean, save_all=save_all)
+    options = Options.of(
+        config,
+        priors=priors,
+        ensemble_mean=ensemble_mean,
+        save_all=save_all,
+        reference_energies=reference_energies,
+    )
     folder = exports.export_folder(store, ensemble, config, export_dir)
     exports.refuse_other(folder, ensemble)
     jobs = store.jobs(ensemble.id)
     done = [job for job in jobs if job.state is State.DONE]
     missing = tuple(job for job in jobs if job.state is not State.DONE)
     _refuse_incomplete(ensemble, done, missing, allow_missing)
+    exports.refuse_unwritable(folder)
     say("reading results")
     results = [exports.read_member(store, ensemble, job) for job in done]
     members = tuple(

@@ -31,7 +31,10 @@ class Reexported:
     loss: float
     rmse_force: float | None
     rmse_energy: float | None  # per bead
+    unit: str  # of energies
     comparison: dict[str, Any]
+    reference_energies: dict[str, Any]
+    notes: tuple[str, ...]
 
 
 def reexport(
@@ -43,6 +46,7 @@ def reexport(
     checkpoint: Path | None = None,
     priors: Priors | None = None,
     folder: Path | None = None,
+    reference_energies: bool | None = None,
     say: Say = lambda text: None,
 ) -> Reexported:
     """Export one member alone; the others may still be in training.
@@ -55,17 +59,27 @@ def reexport(
         checkpoint: A checkpoint file of any member: the parameters of that moment.
         priors: Inside the model file, or as LAMMPS input; else as ``export.priors`` says.
         folder: Where the files go; else where ``finalize`` puts them.
+        reference_energies: Whether the file adds them; else as ``export.reference_energies`` says.
         say: Told what happens now.
 
     Raises:
-        UsageError: It is not clear which member is meant, or there is none.
+        UsageError: It is not clear which member is meant, or there is none; the file is no
+            checkpoint; the folder can't be written.
         EnsqError: The member is not done, a file is damaged, or the export is not what was trained.
-        MismatchError: The data have changed, or the folder holds another ensemble's export.
+        MismatchError: The data have changed, the folder holds another ensemble's export, or the
+            checkpoint is another run's.
     """
     config = configuration.loads(ensemble.config)
-    options = Options.of(config, priors=priors, ensemble_mean=False, save_all=False)
+    options = Options.of(
+        config,
+        priors=priors,
+        ensemble_mean=False,
+        save_all=False,
+        reference_energies=reference_energies,
+    )
     target = exports.export_folder(store, ensemble, config, folder)
     exports.refuse_other(target, ensemble)
+    exports.refuse_unwritable(target)
     jobs = store.jobs(ensemble.id)
     if checkpoint is None:
         result = exports.read_member(store, ensemble, _finished(store, ensemble, jobs, index, seed))
@@ -75,18 +89,20 @@ def reexport(
             raise UsageError("a checkpoint tells its member: leave out --member and --seed")
         result, place = _of_checkpoint(store, ensemble, config, jobs, checkpoint, say)
         stem = f"{config.model_context}_seed{result.seed}_{place}"
-    files, comparison = _files(store, ensemble, config, options, result, stem, say)
+    files, comparison, notes = _files(store, ensemble, config, options, result, stem, say)
     say(f"writing {target}")
     publish(target, files, ())
-    return _told(config, result, target, files, comparison)
+    return _told(config, options, result, target, files, comparison, notes)
 
 
 def _told(
     config: RunConfig,
+    options: Options,
     result: MemberResult,
     folder: Path,
     files: dict[str, bytes],
     comparison: dict[str, Any],
+    notes: list[str],
 ) -> Reexported:
     from ensq.train import statistics
 
@@ -105,7 +121,10 @@ def _told(
         loss=scores.loss,
         rmse_force=scores.rmse_force,
         rmse_energy=scores.rmse_energy,
+        unit=config.unit,
         comparison=comparison,
+        reference_energies=exports.about_reference_energies(config, options, result),
+        notes=tuple(notes),
     )
 
 
@@ -161,6 +180,7 @@ def _of_checkpoint(
         Identity(ensemble.config_digest, ensemble.data_digest),
         store.root / ensemble.data_path,
         digest=digests.get(path.resolve()),
+        ensemble=ensemble.name,
         say=say,
     )
     if snapshot.result.seed not in {job.seed for job in jobs}:
@@ -177,9 +197,9 @@ def _files(
     result: MemberResult,
     stem: str,
     say: Say,
-) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """The member's files by name, and how its model file compares."""
-    from ensq.train import lammps, lammps_data
+) -> tuple[dict[str, bytes], dict[str, Any], list[str]]:
+    """The member's files by name, how its model file compares, and what must be said about it."""
+    from ensq.train import export, lammps, lammps_data
     from ensq.train.reference import Reference
 
     frames = exports.validation_frames(store, ensemble, config, result)
@@ -192,4 +212,5 @@ def _files(
         native = lammps_data.system_files(result, stem, frames)
         native |= lammps.prior_files(result, stem, f"{stem}.mlir", next(iter(native)))
         files |= {name: text.encode() for name, text in native.items()}
-    return files, comparison
+    constant = export.reference_energies(result, reference.frames)
+    return files, comparison, exports.notes_on_energies(config, options, constant, [comparison])

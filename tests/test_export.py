@@ -85,6 +85,33 @@ def test_energy_that_is_off_by_a_constant_is_refused(trained: Exported) -> None:
         compare(trained.content, shifted, trained.reference.frames, "seed 42")
 
 
+DFT = (-300.0, -1000.0, -13000.0)
+
+
+def test_error_beside_totals_of_dft_is_seen(reference: Reference) -> None:
+    """A hundredth of the total would have hidden it."""
+    frames = reference.frames
+    count = len(frames.species_names)
+    result = member(chignolin(), frames, shift=np.resize(DFT, count).tolist())
+    trained = reference.predict(export.without_reference_energies(result))
+    constant = export.reference_energies(result, frames)
+    assert np.abs(constant).max() > 1e4
+    content = export.to_bytes([result], embed_priors=True)
+    whole = trained._replace(energy=trained.energy + constant)
+    found = compare(content, whole, frames, "it")
+    step = np.spacing(np.float32(np.abs(whole.energy).max()))
+    assert found.energy_difference <= 4 * step
+    assert found.energy_range == pytest.approx(np.ptp(whole.energy))
+    assert found.energy_error == found.energy_difference / found.energy_range
+    off = trained.energy + constant
+    off[0] += 10 * step + 2e-4 * np.ptp(off)
+    with pytest.raises(ExportError, match="in energies"):
+        compare(content, whole._replace(energy=off), frames, "it")
+    # left out: the digits are all there
+    small = export.to_bytes([result], embed_priors=True, reference_energies=False)
+    assert compare(small, trained, frames, "it").energy_difference < 0.1 * step
+
+
 def test_module_that_is_wrong_with_ghosts_only_is_refused(
     network: Exported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,3 +242,14 @@ def test_frames_of_several_sizes_are_compared_without_their_padding(reference: R
     result = member(chignolin(), some)
     content = export.to_bytes([result], embed_priors=True)
     compare(content, Reference(some, CUTOFF).predict(result), some, "seed 42")
+
+
+def test_a_single_frame_has_a_scale_too(reference: Reference) -> None:
+    """It has no range, and float32 sums are not exact."""
+    frames = reference.frames.take(np.array([0]))
+    result = member(chignolin(), frames)
+    content = export.to_bytes([result], embed_priors=True)
+    expected = Reference(frames, CUTOFF).predict(result)
+    assert compare(content, expected, frames, "it").energy_error < 1e-4
+    with pytest.raises(ExportError, match="in energies"):
+        compare(content, expected._replace(energy=expected.energy + 0.1), frames, "it")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ensemble_tools import with_losses
+from train_tools import tiny_arrays
 
 from ensq import publish as publishing
 from ensq import selection
@@ -228,6 +229,43 @@ def test_mean_is_left_out_where_it_is_not_wanted_or_there_is_one_member(
     alone = finalize(*with_losses(tmp_path / "alone", [2.0]))
     assert alone.metadata["ensemble_mean"] is None
     assert not [name for name in alone.files if "mean" in name and name.endswith(".mlir")]
+
+
+# -- reference energies ----------------------------------------------------------------------------
+
+
+def test_reference_energies_are_left_out_where_they_are_not_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ensq.cli.finalize import lines
+
+    def write_large(path: Path) -> None:
+        arrays = tiny_arrays()
+        np.savez(path, **{**arrays, "U": arrays["U"].astype(np.float64) - 2e5})
+
+    monkeypatch.setattr("ensemble_tools.write_tiny", write_large)
+    made = with_losses(tmp_path, [2.0, 1.0], ("training.gammas.U=1",))
+    done = finalize(*made)
+    (note,) = done.metadata["export_notes"]
+    assert "export.reference_energies: false leaves the constant out" in note
+    assert done.metadata["reference_energies"]["in_model_files"]
+    assert set(done.metadata["reference_energies"]["by_species"]) == {"A", "B", "C"}
+    without = finalize(*made, reference_energies=False)
+    assert without.metadata["export_notes"] == []
+    assert not without.metadata["reference_energies"]["in_model_files"]
+    assert without.metadata["reference_energies"]["unit"] == "kcal/mol per bead"
+    for one, other in ((done, 1e3), (without, -1)):
+        for found in one.metadata["export_comparison"].values():
+            assert abs(found["largest_energy"]) > other
+    assert (
+        max(c["energy_difference"] for c in without.metadata["export_comparison"].values()) < 1e-3
+    )
+    text = lines(done)
+    (place,) = (i for i, line in enumerate(text) if line.startswith("exports, read back and run"))
+    assert all(len(line) <= 80 for line in text[place : place + 2])
+    assert "of their range)" in " ".join(" ".join(text[place : place + 2]).split())
+    rms = done.metadata["reference_force_rms"]
+    assert f"rms of the reference forces {rms:.4g} kcal/mol/Angstrom" in text
 
 
 # -- priors --------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from export_tools import (
 from jax.experimental import enable_x64
 from model_tools import compile_fast
 
+from ensq import config as configuration
 from ensq.config.model import SplineConfig, SplinesConfig
 from ensq.train import export, lammps, lammps_data
 from ensq.train.domains import SKIN, neighbour_list, periodic_system, whole_system
@@ -40,10 +41,12 @@ def lammps_is_there() -> None:
     lammps_tools.skip_without_lammps()
 
 
-def smooth_spline(first: float, last: float, knots: int, scale: float) -> SplineConfig:
+def smooth_spline(
+    first: float, last: float, knots: int, scale: float, waves: float = 2.0
+) -> SplineConfig:
     """A natural-looking cubic spline: pieces of a cosine with a continuous slope."""
     x = np.linspace(first, last, knots)
-    y, slope = scale * np.cos(2 * x), -2 * scale * np.sin(2 * x)
+    y, slope = scale * np.cos(waves * x), -waves * scale * np.sin(waves * x)
     h, rise = np.diff(x), np.diff(y) / np.diff(x)
     c2 = (3 * rise - 2 * slope[:-1] - slope[1:]) / h
     c3 = (slope[:-1] + slope[1:] - 2 * rise) / h**2
@@ -80,6 +83,23 @@ def with_splines(by_species: bool, sign: int = 1) -> Any:
     return member(msgspec.structs.replace(config, model=model), frames)
 
 
+def with_narrow_splines() -> Any:
+    """As Boltzmann inversion makes them: 500 knots, and bonds within 0.7 Angstrom."""
+    import msgspec
+
+    result = with_splines(by_species=False)
+    config = configuration.loads(result.config)
+    priors = config.model.priors
+    splines = msgspec.structs.replace(
+        priors.splines,
+        bond=smooth_spline(3.5, 4.2, 500, 40.0, waves=40.0),
+        angle=smooth_spline(0.9, np.pi, 500, 5.0, waves=10.0),
+    )
+    priors = msgspec.structs.replace(priors, splines=splines)
+    model = msgspec.structs.replace(config.model, priors=priors)
+    return member(msgspec.structs.replace(config, model=model), chignolin_frames())
+
+
 CASES = {
     "formulas": lambda: member(chignolin(*ALL_TERMS), chignolin_frames()),
     "bonds and angles alone": lambda: member(
@@ -102,6 +122,7 @@ CASES = {
     ),
     "splines": lambda: with_splines(by_species=False),
     "splines with the other dihedral sign": lambda: with_splines(by_species=False, sign=-1),
+    "narrow splines": with_narrow_splines,
     "splines by residue": lambda: with_splines(by_species=True),
 }
 
@@ -163,6 +184,20 @@ def test_lammps_gives_the_priors_energies_and_forces(name: str, tmp_path: Path) 
         worst = np.max(list(differences(result, frames, engine)), axis=0)
     assert worst[0] < TOLERANCE
     assert worst[1] < TOLERANCE
+
+
+def test_lammps_goes_on_beyond_the_knots_of_a_bond(tmp_path: Path) -> None:
+    frames, result = chignolin_frames(), case("narrow splines")
+    written(tmp_path, result, frames)
+    assert (tmp_path / "c_priors.table").stat().st_size < 2_000_000
+    far = frames.R[:1].astype(float)
+    far[:, 5:] += (far[:, 5:] - far[:, 4:5]).mean(axis=1, keepdims=True)
+    wanted = exact(result, frames)(far[0])
+    with lammps_tools.running(tmp_path, "c_system.data", "real", "include c_priors.in") as engine:
+        ((energy, force),) = lammps_tools.energy_and_forces(engine, list(far))
+    assert np.linalg.norm(np.diff(far[0], axis=0), axis=1).max() > 4.3
+    assert energy == pytest.approx(wanted[0], rel=TOLERANCE)
+    np.testing.assert_allclose(force, wanted[1], rtol=0, atol=TOLERANCE * np.abs(wanted[1]).max())
 
 
 @pytest.mark.parametrize("key", ["kr", "a", "gamma_dih", "epsilon", "sigma_ex"])
@@ -338,4 +373,5 @@ def test_file_tells_how_it_is_used() -> None:
     text = files["c_priors.in"]
     for part in ("units real", "read_data c_system.data", "pair_coeff * * c_best.mlir", "LEPTON"):
         assert part in text
+    assert text.index("velocity all create") < text.index("thermo 1000") < text.index("run 10000")
     assert "special_bonds lj/coul 1.0 1.0 1.0" in text

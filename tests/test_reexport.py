@@ -17,6 +17,7 @@ from ensq.jobs import Ensemble
 from ensq.reexport import reexport
 from ensq.store import Store
 from ensq.train import checkpoint
+from ensq.train.loading import load_model
 
 Trained = tuple[Store, Ensemble]
 
@@ -101,6 +102,7 @@ def test_export_into_the_folder_of_finalize_leaves_its_files(
         ({"index": 1}, EnsqError, "seed 43 is queued, not done; it has no checkpoint yet"),
         ({"index": 0, "checkpoint": Path("x")}, UsageError, "leave out --member"),
         ({"checkpoint": Path("nowhere")}, CheckpointError, "can't be read"),
+        ({"checkpoint": Path(__file__)}, UsageError, "not a checkpoint of ensq"),
         ({"index": 0, "folder": Path()}, UsageError, "can't be the folder that you are in"),
     ],
 )
@@ -119,14 +121,57 @@ def test_damaged_or_foreign_checkpoint_is_refused(
     content = checkpoints[-1].read_bytes()
     for wrong in (content[:100], b"", content[: len(content) // 2]):
         (tmp_path / "c.safetensors").write_bytes(wrong)
-        with pytest.raises(CheckpointError, match=r"c\.safetensors"):
+        with pytest.raises((CheckpointError, UsageError), match=r"c\.safetensors"):
             reexport(*half, checkpoint=tmp_path / "c.safetensors", folder=tmp_path / "out")
     digest = half[1].config_digest.encode()
     assert digest in content
     (tmp_path / "c.safetensors").write_bytes(content.replace(digest, b"0" * len(digest)))
-    with pytest.raises(CheckpointError, match="another run"):
+    text = "of another run than tiny: the configuration differs"
+    with pytest.raises(MismatchError, match=text):
         reexport(*half, checkpoint=tmp_path / "c.safetensors", folder=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_folder_that_cant_be_written_is_found_before_anything_is_computed(
+    half: Trained, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    said: list[str] = []
+    with pytest.raises(UsageError, match=r"can't be written .*file: Not a directory"):
+        reexport(*half, index=0, folder=tmp_path / "file" / "out", say=said.append)
+    assert said == []
+
+
+def test_result_that_is_given_as_a_checkpoint_is_told_from_one(
+    half: Trained, tmp_path: Path
+) -> None:
+    store, _ = half
+    (path,) = store.root.glob("runs/tiny/seed-42/attempt-1/result.safetensors")
+    found = ensq("export", "tiny", "--checkpoint", path, "-o", tmp_path / "out", cwd=store.root)
+    assert found.returncode == 2
+    assert "a result, not a checkpoint: use --member, or --seed 42" in found.stderr
+
+
+def test_documented_way_from_python_gives_the_reported_loss(
+    half: Trained,
+    checkpoints: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    store, _ = half
+    done = reexport(*half, checkpoint=checkpoints[-1], folder=tmp_path)
+    (stored,) = (name for name in done.files if name.endswith(".safetensors"))
+    text = (Path(__file__).parent.parent / "docs" / "outputs.md").read_text(encoding="utf-8")
+    snippet = text.split("```python\n")[1].split("```")[0]
+    snippet = snippet.replace("NAME_best.safetensors", stored)
+    snippet = snippet.replace("data.npz", str(store.root / "tiny.npz"))
+    monkeypatch.chdir(tmp_path)
+    exec(snippet, {})
+    assert done.rmse_force is not None
+    assert float(capsys.readouterr().out.split()[-1]) == pytest.approx(done.rmse_force, rel=1e-5)
+    with pytest.raises(CheckpointError, match=r"nowhere: can't be read"):
+        load_model("nowhere")
 
 
 def test_changed_data_are_refused(tmp_path: Path) -> None:

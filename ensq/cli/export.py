@@ -29,6 +29,11 @@ if TYPE_CHECKING:
     help="Priors inside the model file, or as LAMMPS input. Default: export.priors.",
 )
 @click.option(
+    "--reference-energies/--no-reference-energies",
+    default=None,
+    help="Whether the model file adds the reference energies. Default: export.reference_energies.",
+)
+@click.option(
     "-o",
     "--export-dir",
     type=click.Path(path_type=Path, file_okay=False),
@@ -42,6 +47,7 @@ def export(
     seed: int | None,
     checkpoint: Path | None,
     priors: Priors | None,
+    reference_energies: bool | None,
     export_dir: Path | None,
     db: str | None,
     json_: bool,
@@ -49,7 +55,8 @@ def export(
     """Export one member of NAME again, or the model in a checkpoint.
 
     Other members may still be in training. The file is read back, run, and held against the trained
-    model before anything is written.
+    model before anything is written. NAME is the run's name, as `ensq status` shows it; names of
+    files begin with its model_context.
     """
     from ensq.store import Store
 
@@ -65,6 +72,7 @@ def export(
             checkpoint=checkpoint,
             priors=priors,
             folder=export_dir,
+            reference_energies=reference_energies,
             say=lambda text: click.echo(f"{text} …", err=True),
         )
     if json_:
@@ -82,17 +90,20 @@ def _plain(done: Reexported) -> dict[str, Any]:
         "force_rmse": done.rmse_force,
         "energy_rmse_per_bead": done.rmse_energy,
         "comparison": done.comparison,
+        "reference_energies": done.reference_energies,
+        "notes": list(done.notes),
         "export_folder": str(done.folder),
         "files": list(done.files),
     }
 
 
 def _lines(done: Reexported) -> list[str]:
-    energy = done.comparison["relative_energy_difference"]
-    force = done.comparison["relative_force_difference"]
+    from ensq.cli.finalize import agreement_lines
+
     return [
         f"seed {done.seed}, epoch {done.epoch}: validation loss {done.loss:.6g}",
-        f"export, read back and run, differs by {energy:.0e} in energies, {force:.0e} in forces",
+        *agreement_lines("export, read back and run, differs", [done.comparison], done.unit),
+        *(f"note: {note}" for note in done.notes),
         f"files in {done.folder}:",
         *(f"  {name}" for name in done.files),
     ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -34,6 +35,11 @@ if TYPE_CHECKING:
     default=None,
     help="Export the mean of all members too. Default: export.ensemble_mean.",
 )
+@click.option(
+    "--reference-energies/--no-reference-energies",
+    default=None,
+    help="Whether model files add the reference energies. Default: export.reference_energies.",
+)
 @as_json
 @database
 def finalize(
@@ -43,11 +49,13 @@ def finalize(
     allow_missing: bool,
     priors: Priors | None,
     ensemble_mean: bool | None,
+    reference_energies: bool | None,
     json_: bool,
 ) -> None:
     """Statistics over the members, the best model, exports and metadata.
 
-    Each exported model file is read back, run, and held against the trained model.
+    Each exported model file is read back, run, and held against the trained model. NAME is the
+    run's name, as `ensq status` shows it; names of files begin with its model_context.
     """
     from ensq.store import Store
 
@@ -62,6 +70,7 @@ def finalize(
             allow_missing=allow_missing,
             priors=priors,
             ensemble_mean=ensemble_mean,
+            reference_energies=reference_energies,
             say=lambda text: click.echo(f"{text} …", err=True),
         )
     show(done, json_)
@@ -107,7 +116,10 @@ def lines(done: Finalized) -> list[str]:
         units.append(f"energies in {energy}")
     text.append(f"validation over {done.metadata['validation_frames']} frames; {', '.join(units)};")
     text.append("s.e. over frames taken as independent; all losses of the exported parameters")
-    text.append(_agreement(done))
+    if done.metadata["reference_force_rms"] is not None:
+        rms = done.metadata["reference_force_rms"]
+        text.append(f"rms of the reference forces {rms:.4g} {energy}/Angstrom")
+    text += _agreement(done)
     text += [f"note: {note}" for note in done.metadata["export_notes"]]
     if done.missing:
         seeds = ", ".join(f"{job.seed} ({job.state})" for job in done.missing)
@@ -154,15 +166,28 @@ def _mean_line(done: Finalized) -> list[str]:
     return [f"mean of the {len(mean['seeds'])} models: {', '.join(parts)}"]
 
 
-def _agreement(done: Finalized) -> str:
+def _agreement(done: Finalized) -> list[str]:
     """How the exported files compare with the trained models, at worst."""
-    found = done.metadata["export_comparison"].values()
-    energy = max(one["relative_energy_difference"] for one in found)
-    force = max(one["relative_force_difference"] for one in found)
-    line = f"exports, read back and run, differ by {energy:.0e} in energies, {force:.0e} in forces"
+    found = list(done.metadata["export_comparison"].values())
+    return agreement_lines("exports, read back and run, differ", found, done.config.unit)
+
+
+def agreement_lines(begin: str, found: Sequence[dict[str, Any]], unit: str) -> list[str]:
+    """The largest differences of these comparisons, and what they are relative to."""
+    import textwrap
+
+    worst = {
+        key: max(one[f"{key}_difference"] for one in found)
+        for key in ("energy", "relative_energy", "relative_force")
+    }
+    line = (
+        f"{begin} by up to {worst['energy']:.0e} {unit} in energies "
+        f"({worst['relative_energy']:.0e} of their range), by {worst['relative_force']:.0e} of "
+        "the largest in forces"
+    )
     if all(one["frames_split_over_two_domains"] for one in found):
-        line += ",\nwith ghosts too"
-    return line
+        line += ", with ghosts too"
+    return textwrap.wrap(line, 80, subsequent_indent="  ")
 
 
 def _row(member: MemberReport, done: Finalized) -> list[str]:

@@ -8,6 +8,7 @@ own atoms, as a sum over energies per bead, and forces on all atoms. ``train.mod
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -15,12 +16,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import jax_md_mod  # noqa: F401  (chemtrain and jax_md need it imported before them)
+import numpy as np
 from chemtrain.deploy import exporter, graphs
 from jax import Array
 from jax._src.interpreters import mlir as jax_mlir
 from jax._src.lib.mlir import ir  # type: ignore[attr-defined]
+from numpy.typing import NDArray
 
 from ensq import config as configuration
+from ensq.data import Data
 from ensq.train.checkpoint import MemberResult
 from ensq.train.models import DataStatistics, EnergyModel, build_model
 from ensq.train.models.graph import PaddedGraph, sparse_graph
@@ -46,14 +50,28 @@ def parameters_of(result: MemberResult) -> Any:
     return jax.tree_util.tree_map(lambda leaf: jnp.asarray(leaf, jnp.float32), result.params)
 
 
-def to_bytes(results: Sequence[MemberResult], *, embed_priors: bool) -> bytes:
+def without_reference_energies(result: MemberResult) -> MemberResult:
+    """The same member with the energies as they were trained, small numbers in float32."""
+    none = [0.0] * len(result.statistics["energy_shift"])
+    return dataclasses.replace(result, statistics={**result.statistics, "energy_shift": none})
+
+
+def reference_energies(result: MemberResult, frames: Data) -> NDArray[Any]:
+    """The constant [T] that stands beside the trained energies of these frames, in float64."""
+    shift = np.asarray(result.statistics["energy_shift"], np.float64)
+    return np.asarray(np.where(frames.mask, shift[frames.species], 0.0).sum(axis=1))
+
+
+def to_bytes(
+    results: Sequence[MemberResult], *, embed_priors: bool, reference_energies: bool = True
+) -> bytes:
     """The model file of a member, or of the mean energy of several members of one ensemble.
 
     The same parameters give the same bytes. Without ``embed_priors`` the file holds the network
-    alone (with the reference energies).
+    alone, with the reference energies unless they are to be left out.
     """
     config = configuration.loads(results[0].config)
-    model = model_of(results[0])
+    model = model_of(results[0] if reference_energies else without_reference_energies(results[0]))
     if not embed_priors:
         model = model.without_priors()
     kind = _RowsExporter if getattr(model.network, "needs_rows", False) else _Exporter
@@ -75,7 +93,10 @@ class _Exporter(exporter.Exporter):
 
     def __init__(self, model: EnergyModel, params: list[Any]) -> None:
         self.model, self.params = model, params
-        self.network = model.without_priors()
+        # Reference energies are added to the sum, not to each bead: a sum of float32 numbers drifts
+        # the further, the larger they are.
+        none = (0.0,) * len(model.energy_shift)
+        self.network = dataclasses.replace(model.without_priors(), energy_shift=none)
         self.r_cutoff = model.cutoff
         # Hops of neighbours that local forces depend on: with newton on, energies of local beads
         # need their own surroundings; with newton off, energies of ghosts are needed too.
@@ -95,7 +116,22 @@ class _Exporter(exporter.Exporter):
         place = jnp.arange(position.shape[0])
         self._valid, self._local = place < n_local + n_ghost, place < n_local
         graph_args = self._neighbours(n_local, *graph_args)
-        return super()._energy_fn(position, species, n_local, n_ghost, newton, *graph_args)
+        force, (energy, *others) = super()._energy_fn(
+            position, species, n_local, n_ghost, newton, *graph_args
+        )
+        return force, (energy + self._constant(species), *others)
+
+    def _constant(self, species: Array) -> Array:
+        """The reference energies of the rank's own atoms: how many there are of each species times
+        its energy."""
+        shift = self.model.energy_shift
+        kind = jnp.clip(species, 0, len(shift) - 1)
+        total = jnp.zeros((), jnp.float32)
+        for number, energy in enumerate(shift):
+            if energy:
+                count = jnp.sum(jnp.where(self._local & (kind == number), 1.0, 0.0))
+                total = total + jnp.float32(energy) * count
+        return total
 
     def _neighbours(self, n_local: Array, *graph_args: Array) -> tuple[Array, ...]:
         """What the engine hands over, in chemtrain's form."""

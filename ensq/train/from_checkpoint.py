@@ -11,7 +11,7 @@ from jax.experimental import enable_x64
 
 from ensq import config as configuration
 from ensq.config import RunConfig
-from ensq.errors import CheckpointError
+from ensq.errors import CheckpointError, MismatchError, UsageError
 from ensq.train import checkpoint, environment, statistics
 from ensq.train.checkpoint import Identity, MemberResult, Restored
 from ensq.train.dataset import prepare
@@ -34,6 +34,7 @@ def read(
     data_path: Path,
     *,
     digest: str | None = None,
+    ensemble: str,
     say: Callable[[str], None] = lambda text: None,
 ) -> Snapshot:
     """The member of a checkpoint file; averaged parameters if there are any.
@@ -46,17 +47,16 @@ def read(
         identity: The run that the file must be of.
         data_path: The run's data.
         digest: The file's SHA-256 where the queue knows it; else the file vouches for itself.
+        ensemble: The run's name, for errors.
         say: Told what happens now.
 
     Raises:
-        CheckpointError: It can't be read, is damaged, or another run's.
-        MismatchError: The data have changed.
+        UsageError: It is no checkpoint.
+        CheckpointError: It can't be read, or is damaged.
+        MismatchError: It is another run's, or the data have changed.
     """
     content = _content(path, digest)
-    try:
-        epoch, step = checkpoint.read_position(content)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+    epoch, step = _position(path, content, identity, ensemble)
     with enable_x64(config.training.precision == "float64"):
         program = Program(config, prepare(data_path, identity.data_digest, config, say))
         try:
@@ -66,6 +66,36 @@ def read(
         say("computing the validation loss")
         result = _as_result(program, restored, config, identity)
     return Snapshot(result, epoch, step)
+
+
+def _position(path: Path, content: bytes, identity: Identity, ensemble: str) -> tuple[int, int]:
+    """Epoch and step of a checkpoint that is of this run."""
+    try:
+        position = checkpoint.read_position(content)
+    except CheckpointError as error:
+        raise UsageError(f"{path}: {_what_it_is(content) or error}") from error
+    found = checkpoint._metadata(content, "checkpoint")
+    other = [
+        name
+        for name, key in (("configuration", "config_digest"), ("data", "data_digest"))
+        if found.get(key) != getattr(identity, key)
+    ]
+    if other:
+        verb = "differ" if len(other) > 1 or other == ["data"] else "differs"
+        raise MismatchError(
+            f"{path}: a checkpoint of another run than {ensemble}: the {' and the '.join(other)} "
+            f"{verb}; name the ensemble that it is of"
+        )
+    return position
+
+
+def _what_it_is(content: bytes) -> str | None:
+    """What a file is that is no checkpoint, where it is known."""
+    try:
+        seed = checkpoint.read_result(content).seed
+    except CheckpointError:
+        return None
+    return f"a result, not a checkpoint: use --member, or --seed {seed}"
 
 
 def _as_result(

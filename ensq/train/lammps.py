@@ -7,7 +7,8 @@ network stays the only pair style:
 - repulsion and excluded volume, which depend on |i - j|, as bonds with a ``lepton`` formula between
   all pairs of beads that they act on: pair styles can't tell how far apart in the chain two beads
   are;
-- splines as tables with linear interpolation.
+- splines as tables: rows at the knots and between them, which LAMMPS turns into ``POINTS`` evenly
+  spaced points with linear interpolation.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ from ensq.train.checkpoint import MemberResult
 from ensq.train.export import UNIT_STYLES
 from ensq.train.models.priors import FAR, NEAR
 
-POINTS = 8001  # of a table; linear between them
+# That LAMMPS makes of a table's rows, linear between them; bonds have the narrowest splines.
+POINTS = {"bond": 120001, "angle": 30001, "dihedral": 30001}
+ROWS, FEWEST = 24000, 400  # of all tables together, and of one table at least
+BESIDE = 12  # close rows on each side of a spline, where its force may jump to 0
 
 Values = dict[str, NDArray[Any]]
 
@@ -103,8 +107,10 @@ def _comments(
         f"pair_coeff * * {model_file} 1.1 1.1",
         f"include {stem}_priors.in",
         f"timestep {'2.0' if style == 'real' else '0.002'}",
+        "velocity all create 300 42",
         f"fix 1 all langevin 300 300 {'1000' if style == 'real' else '1.0'} 42",
         "fix 2 all nve",
+        "thermo 1000",
         "run 10000",
     )
     yield f"# The priors of {model_file}, which holds {rest}; by ensq {__version__}."
@@ -113,6 +119,9 @@ def _comments(
     yield "# A whole input, with this file in its place:"
     yield "#"
     yield from (f"#   {line}" for line in whole_input)
+    yield "#"
+    yield "# cuda12 0.95: the device (or cpu), and the part of its memory that the model may take."
+    yield "# 1.1 1.1: room to spare for ghost atoms, and for neighbours."
     yield "#"
     yield from _warning(kinds)
     yield "# A topology of your own needs these types:"
@@ -136,7 +145,7 @@ def _told(what: str, kinds: tuple[Kind, ...]) -> Iterator[str]:
 def _bond_lines(kinds: tuple[Kind, ...]) -> Iterator[str]:
     if not kinds:
         return
-    options = {"harmonic": "", "lepton": " no_offset", "table": f" linear {POINTS}"}
+    options = {"harmonic": "", "lepton": " no_offset", "table": f" linear {POINTS['bond']}"}
     styles = dict.fromkeys(kind.style for kind in kinds)
     yield "bond_style hybrid " + " ".join(style + options[style] for style in styles)
     for number, kind in enumerate(kinds, 1):
@@ -146,7 +155,7 @@ def _bond_lines(kinds: tuple[Kind, ...]) -> Iterator[str]:
 def _lines(what: str, kinds: tuple[Kind, ...]) -> Iterator[str]:
     if not kinds:
         return
-    options = {"table": f"table linear {POINTS}", "lepton": "lepton"}
+    options = {"table": f"table linear {POINTS[what]}", "lepton": "lepton"}
     no_offset = " no_offset" if kinds[0].style == "lepton" and what == "angle" else ""
     yield f"{what}_style {options[kinds[0].style]}{no_offset}"
     for number, kind in enumerate(kinds, 1):
@@ -177,7 +186,7 @@ def _bonds(
             style="table",
             coefficients=f"{table} BOND",
             comment="beads i and i+1",
-            table=_bond_table(splines.bond, weights.bond),
+            table=_bond_table(splines.bond, weights.bond, _rows(1)),
         )
     elif "r0" in values:
         stiffness = 0.5 * weights.bond * float(values["kr"])
@@ -209,13 +218,14 @@ def _angles(
     types = splines.angle_types if config.residue_specific_angles else ()
     if weight and any((splines.angle, *types)):
         of_species = [*types, *[None] * n_species][:n_species] if types else [None]
+        rows = _rows(len(of_species))
         for number, spline in enumerate(of_species, 1):
             central = f" with a bead of type {number} in the middle" if types else ""
             yield Kind(
                 style="table",
                 coefficients=f"{table} ANGLE{number}",
                 comment=f"beads i, i+1 and i+2{central}",
-                table=_angle_table(f"ANGLE{number}", spline or splines.angle, weight),
+                table=_angle_table(f"ANGLE{number}", spline or splines.angle, weight, rows),
             )
     elif "a" in values:
         terms = [
@@ -239,7 +249,7 @@ def _dihedrals(
             style="table",
             coefficients=f"{table} DIHEDRAL",
             comment=comment,
-            table=_dihedral_table(splines.dih, weight, config.dihedral_sign),
+            table=_dihedral_table(splines.dih, weight, config.dihedral_sign, _rows(1)),
         )
     elif "k_dih" in values:
         terms = [
@@ -249,6 +259,11 @@ def _dihedrals(
             )
         ]
         yield Kind(style="lepton", coefficients=f'"{"".join(terms).lstrip("+")}"', comment=comment)
+
+
+def _rows(tables: int) -> int:
+    """Rows of each table of one kind: bonds, angles and dihedrals share ``ROWS`` equally."""
+    return max(FEWEST, min(4000, ROWS // 3 // tables))
 
 
 def _number(value: Any) -> str:
@@ -262,28 +277,51 @@ def _signed(value: Any) -> str:
 # -- tables ------------------------------------------------------------------------------------
 
 
-def _bond_table(spline: SplineConfig, weight: float) -> str:
-    """From nearly 0 to three times the last knot: LAMMPS stops at a bond that leaves its table."""
-    r = np.linspace(0.01, 3.0 * spline.knots[-1], POINTS)
+def _bond_table(spline: SplineConfig, weight: float, rows: int) -> str:
+    """From nearly 0 to three times the last knot, since LAMMPS stops at a bond that leaves its
+    table; outside the knots the energy is constant."""
+    r = _places(spline, 0.01, 3.0 * spline.knots[-1], rows)
     energy, slope = evaluate(spline, r)
     return _table("BOND", "", r, weight * energy, -weight * slope)
 
 
-def _angle_table(name: str, spline: SplineConfig | None, weight: float) -> str:
-    degrees = np.linspace(0.0, 180.0, POINTS)
+def _angle_table(name: str, spline: SplineConfig | None, weight: float, rows: int) -> str:
     if spline is None:
+        degrees = np.linspace(0.0, 180.0, FEWEST)
         return _table(name, "", degrees, 0 * degrees, 0 * degrees)
-    energy, slope = evaluate(spline, np.radians(degrees))
+    theta = _places(spline, 0.0, np.pi, rows)
+    energy, slope = evaluate(spline, theta)
+    degrees = np.degrees(theta)
     return _table(name, "", degrees, weight * energy, -weight * np.radians(slope))
 
 
-def _dihedral_table(spline: SplineConfig, weight: float, sign: int) -> str:
-    degrees = -180.0 + 360.0 / POINTS * np.arange(POINTS)
-    phi = sign * np.radians(degrees)
+def _dihedral_table(spline: SplineConfig, weight: float, sign: int, rows: int) -> str:
     first = spline.knots[0]
-    energy, slope = evaluate(spline, first + np.mod(phi - first, 2 * np.pi))
+    phi = _places(spline, first, first + 2 * np.pi, rows)[:-1]  # the last is the first again
+    energy, slope = evaluate(spline, phi)
+    degrees = np.mod(sign * np.degrees(phi) + 180.0, 360.0) - 180.0
+    order = np.argsort(degrees)
     force = -sign * weight * np.radians(slope)
-    return _table("DIHEDRAL", " DEGREES", degrees, weight * energy, force)
+    return _table("DIHEDRAL", " DEGREES", degrees[order], (weight * energy)[order], force[order])
+
+
+def _places(spline: SplineConfig, low: float, high: float, rows: int) -> NDArray[Any]:
+    """Where a table has its rows: about so many, dense where the spline lives.
+
+    All knots inside are among them, with as many places between each two; LAMMPS' own curve
+    through the rows can't follow a bend that lies between two of them.
+    """
+    knots = np.asarray(spline.knots)
+    parts = max(2, round(rows / (len(knots) - 1)))
+    step = np.diff(knots) / parts
+    inner = knots[:-1, None] + step[:, None] * np.arange(parts)
+    aside = np.arange(1, BESIDE + 1)
+    flat = np.concatenate([knots[0] - step[0] * aside, knots[-1] + step[-1] * aside])
+    every = np.concatenate([inner.ravel(), knots[-1:], flat, np.linspace(low, high, 20)])
+    every = np.unique(every[(every > low) & (every < high)])
+    apart = np.concatenate([[True], np.diff(every) > 1e-3 * step.min()])
+    every = every[apart & (every - low > 1e-9) & (high - every > 1e-9)]
+    return np.concatenate([[low], every, [high]])
 
 
 def evaluate(spline: SplineConfig, x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
