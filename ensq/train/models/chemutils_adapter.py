@@ -84,7 +84,10 @@ def build(config: ModelConfig, stats: DataStatistics) -> ChemutilsNetwork:
             f"model.ml_model: {name} is a model of the package chemutils, which can't be imported "
             f"here ({error}); install it beside ensq, or use allegro or dimenetpp"
         ) from error
-    factory = getattr(module, f"{name}_neighborlist_pp")
+    wanted = f"{name}_neighborlist_pp"
+    if not hasattr(module, wanted):  # some versions keep it a level below
+        module = importlib.import_module(f"chemutils.models.{name}.model")
+    factory = getattr(module, wanted)
     settings = msgspec.structs.asdict(getattr(config, name))
     average = settings.pop("avg_num_neighbors", None) or max(stats.avg_num_neighbors, 1.0)
     displacement, _ = space.free()
