@@ -10,12 +10,11 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ensq import config as configuration
 from ensq import data
 from ensq.config import RunConfig
-from ensq.config.model import ModelConfig
+from ensq.config.model import ModelConfig, not_importable
+from ensq.config.output import to_yaml
 from ensq.errors import ConfigError, MismatchError
 from ensq.jobs import Ensemble
 from ensq.rundir import RunDir, check_name, write_atomic
@@ -77,18 +76,10 @@ def _check_network(model: ModelConfig) -> None:
     name = model.ml_model
     if model.prior_only or name in ("allegro", "dimenetpp"):
         return
-    own = ":" in name
-    module = name.partition(":")[0] if own else f"chemutils.models.{name}"
+    module = name.partition(":")[0] if ":" in name else f"chemutils.models.{name}"
     missing = _missing(module)
-    if missing is None:
-        return
-    error = f"No module named {missing!r}"
-    if own:
-        raise ConfigError(f"model.ml_model: {module} can't be imported: {error}")
-    raise ConfigError(
-        f"model.ml_model: {name} is a model of the package chemutils, which can't be imported "
-        f"here ({error}); install it beside ensq, or use allegro or dimenetpp"
-    )
+    if missing is not None:
+        raise ConfigError(not_importable(name, f"No module named {missing!r}"))
 
 
 def _missing(module: str) -> str | None:
@@ -133,7 +124,7 @@ def enqueue(store: Store, checked: Checked, name: str | None = None) -> Enqueued
         epochs=config.epochs,
     )
     run = RunDir(store.root / added.ensemble.run_path)
-    write_atomic(run.config, _as_yaml(config).encode())
+    write_atomic(run.config, to_yaml(config).encode())
     return Enqueued(
         ensemble=added.ensemble,
         new_seeds=tuple(added.new_seeds),
@@ -171,13 +162,6 @@ def refuse_other(ensemble: Ensemble | None, checked: Checked) -> None:
 def _portable(path: Path, root: Path) -> str:
     """Relative to the root folder, so that the queue may be moved or mounted elsewhere."""
     return Path(os.path.relpath(path, root)).as_posix()
-
-
-def _as_yaml(config: RunConfig) -> str:
-    import json
-
-    tree: dict[str, Any] = json.loads(configuration.dumps(config))
-    return str(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
 
 
 def _shown(value: Any) -> str:

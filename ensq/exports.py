@@ -245,7 +245,7 @@ def make(
     from ensq.train import export
     from ensq.train.reference import Reference
 
-    force_rms = reference_force_rms(frames, config)
+    force_rms = frames.force_rms() if config.training.gammas.F else None
     mean = makes_mean(options, len(results))
     shown = spread_places(frames.n_frames)
     if not mean:  # only then are all frames needed
@@ -284,13 +284,6 @@ def make(
                 + ", and no forces"
             )
     return Exported(files=files, about={**about, "export_comparison": comparison})
-
-
-def reference_force_rms(frames: data.Data, config: RunConfig) -> float | None:
-    """Root mean square of the reference forces per real component, what errors are held against."""
-    if frames.F is None or not config.training.gammas.F:
-        return None
-    return float(np.sqrt(np.mean(np.square(frames.F[frames.mask], dtype=np.float64))))
 
 
 def about_reference_energies(

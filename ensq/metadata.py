@@ -43,7 +43,7 @@ def report_of(job: Job, result: MemberResult, config: RunConfig) -> MemberReport
 
     gammas = config.training.gammas
     errors = (result.force_errors, result.energy_errors, result.components)
-    scores = statistics.scores(*errors, result.beads, gammas)
+    scores = statistics.scores_of(result)
     if job.best_loss is None or not np.isclose(scores.loss, job.best_loss, rtol=1e-9):
         raise EnsqError(
             f"seed {job.seed}: the queue records a loss of {job.best_loss}, the result file gives "

@@ -106,13 +106,7 @@ def _told(
 ) -> Reexported:
     from ensq.train import statistics
 
-    scores = statistics.scores(
-        result.force_errors,
-        result.energy_errors,
-        result.components,
-        result.beads,
-        config.training.gammas,
-    )
+    scores = statistics.scores_of(result)
     return Reexported(
         folder=folder,
         files=tuple(sorted(files)),

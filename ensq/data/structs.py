@@ -44,6 +44,13 @@ class Data:
     def n_frames(self) -> int:
         return int(self.R.shape[0])
 
+    def force_rms(self) -> float | None:
+        """Root mean square of the forces per real component; None without forces."""
+        if self.F is None:
+            return None
+        values = self.F[self.mask].astype(np.float64)
+        return float(np.sqrt(np.mean(values**2)))
+
     def take(self, frames: Array) -> Data:
         """The same data with the frames of these indices, in this order."""
         return replace(

@@ -160,12 +160,11 @@ def reference_energies(training: data.Data) -> NDArray[Any]:
 def force_scale(training: data.Data) -> float:
     """Root mean square of the training forces per real component, in energy/Angstrom; of the
     energies per bead where there are no forces. 1 if all are zero."""
-    if training.F is not None:
-        values = training.F[training.mask].astype(np.float64)
-    else:
+    scale = training.force_rms()
+    if scale is None:
         assert training.U is not None
         values = (training.U - training.U.mean()) / training.mask.sum(axis=1)
-    scale = float(np.sqrt(np.mean(values**2)))
+        scale = float(np.sqrt(np.mean(values**2)))
     return scale if scale > 0 else 1.0
 
 

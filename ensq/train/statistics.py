@@ -50,6 +50,17 @@ def scores(
     )
 
 
+def scores_of(result: MemberResult) -> Scores:
+    """Figures of a member over its whole validation set."""
+    return scores(
+        result.force_errors,
+        result.energy_errors,
+        result.components,
+        result.beads,
+        configuration.loads(result.config).training.gammas,
+    )
+
+
 def frame_losses(
     force: NDArray[Any], energy: NDArray[Any], components: NDArray[Any], gammas: GammasConfig
 ) -> NDArray[Any]:

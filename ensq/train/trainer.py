@@ -123,6 +123,7 @@ class Pack:
         self.program, self.config = trainer.program, trainer.config
         self.members, self.lanes, self.place = members, lanes, place
         self.seconds = 0.0  # of the epoch under way
+        self.batch_frames = np.zeros(0)  # [S] frames in each batch of it
 
     def run(self) -> bool:
         """Train to the end. Returns False if a stop ended it before."""
@@ -149,6 +150,7 @@ class Pack:
         batches = batches_of_epoch(
             self.program.dataset.sizes, self.program.batch, self.config.data.seed, epoch
         )
+        self.batch_frames = batches.frames
         while self.place.step < total and self._active():
             if self.control.stop_wanted():
                 return False
@@ -211,9 +213,7 @@ class Pack:
     def _score(self, validation: Any, began: float) -> list[protocol.MemberEpoch]:
         """Losses of the active members; a member without finite ones is reported and ends."""
         dataset = self.program.dataset
-        frames = batches_of_epoch(
-            dataset.sizes, self.program.batch, self.config.data.seed, self.place.epoch - 1
-        ).frames
+        frames = self.batch_frames
         batch_losses = np.asarray(self.lanes.batch_losses, np.float64)
         alive = np.asarray(self.lanes.alive)
         epoch = self.place.epoch

@@ -20,7 +20,7 @@ from jax import Array
 from jax_md import partition, space
 from jaxtyping import Float, Int, PRNGKeyArray
 
-from ensq.config.model import ModelConfig
+from ensq.config.model import ModelConfig, not_importable
 from ensq.errors import ConfigError
 from ensq.train.models.graph import Graph, edge_list
 
@@ -80,10 +80,7 @@ def build(config: ModelConfig, stats: DataStatistics) -> ChemutilsNetwork:
     try:
         module = importlib.import_module(f"chemutils.models.{name}")
     except ImportError as error:
-        raise ConfigError(
-            f"model.ml_model: {name} is a model of the package chemutils, which can't be imported "
-            f"here ({error}); install it beside ensq, or use allegro or dimenetpp"
-        ) from error
+        raise ConfigError(not_importable(name, error)) from error
     wanted = f"{name}_neighborlist_pp"
     if not hasattr(module, wanted):  # some versions keep it a level below
         module = importlib.import_module(f"chemutils.models.{name}.model")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
-from ensq.config.model import ModelConfig
+from ensq.config.model import ModelConfig, not_importable
 from ensq.errors import ConfigError
 from ensq.train.models.allegro import Allegro
 from ensq.train.models.graph import Graph
@@ -75,7 +75,7 @@ def _own(config: ModelConfig, stats: DataStatistics) -> Network:
     try:
         factory = getattr(importlib.import_module(module), name)
     except ImportError as error:
-        raise ConfigError(f"model.ml_model: {module} can't be imported: {error}") from error
+        raise ConfigError(not_importable(config.ml_model, error)) from error
     except AttributeError:
         raise ConfigError(f"model.ml_model: {module} has no {name}") from None
     network: Network = factory(config, stats)
