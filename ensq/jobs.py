@@ -15,6 +15,7 @@ class State(StrEnum):
 
     QUEUED = "queued"
     RUNNING = "running"
+    HELD = "held"  # queued, but not to be claimed: a person said so
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -24,8 +25,11 @@ TERMINAL = frozenset({State.DONE, State.FAILED, State.CANCELLED})
 
 # From each state, the states that may follow it.
 FOLLOWS: dict[State, frozenset[State]] = {
-    State.QUEUED: frozenset({State.RUNNING, State.CANCELLED}),
-    State.RUNNING: frozenset({State.QUEUED, State.DONE, State.FAILED, State.CANCELLED}),
+    State.QUEUED: frozenset({State.RUNNING, State.HELD, State.CANCELLED}),
+    State.RUNNING: frozenset(
+        {State.QUEUED, State.HELD, State.DONE, State.FAILED, State.CANCELLED}
+    ),
+    State.HELD: frozenset({State.QUEUED, State.CANCELLED}),
     State.DONE: frozenset(),
     State.FAILED: frozenset({State.QUEUED, State.CANCELLED}),
     State.CANCELLED: frozenset({State.QUEUED}),
@@ -33,13 +37,14 @@ FOLLOWS: dict[State, frozenset[State]] = {
 
 
 class Outcome(StrEnum):
-    """How an attempt ended. Only ``FAILURE`` and ``CRASH`` count against a job."""
+    """How an attempt ended; each kind is counted apart, see ``ensq.store.policy``."""
 
     DONE = "done"
     FAILURE = "failure"  # an exception, or a loss that is not finite
-    CRASH = "crash"  # the trainer process died
-    INTERRUPTED = "interrupted"  # signal, time limit, pre-emption
+    CRASH = "crash"  # the trainer process died, hung or ran out of memory
     LOST = "lost"  # the worker died or stopped renewing its lease
+    INTERRUPTED = "interrupted"  # signal, time limit, pre-emption, drain, hold
+    BLOCKED = "blocked"  # the host could not: disk full, no trainer; no fault of the job
     CANCELLED = "cancelled"
 
 
@@ -78,7 +83,10 @@ class Job:
     state: State
     attempt: int  # number of the present or last attempt; 0 before the first
     owner: str | None  # id of the worker that holds it
-    lease_until: float | None
+    lease_seconds: float | None  # how long the owner may be silent
+    beat: int  # counts the owner's signs of life; leases are judged by its changes, not by clocks
+    not_before: float  # back-off: not claimed before this time (seconds since 1970); 0 for none
+    wish: str | None  # what a person wants of a running job: 'hold'
     epochs: int  # epochs in all
     epoch: int  # epochs completed and recorded
     train_loss: float | None
@@ -90,9 +98,14 @@ class Job:
     previous_checkpoint: Checkpoint | None
     result_path: str | None  # relative to the run folder
     result_digest: str | None
+    # How often attempts ended so, since the job was queued or retried by a person:
     failures: int
     crashes: int
+    losses: int  # of workers
     interruptions: int
+    # In a row, without a new checkpoint in between:
+    strikes: int  # crashes and losses
+    stalls: int  # interruptions that nobody asked for
     error: str | None  # why it failed, one line
     updated_at: float
 
@@ -132,6 +145,8 @@ class WorkerInfo:
     boot_id: str
     slurm_job: str | None
     device: str | None = None
+    lock_byte: int | None = None  # the byte that it holds in the lock file; see ensq.store.locks
+    drain: bool = False  # asked to finish its epoch and leave
     started_at: float = 0.0
     last_seen: float = 0.0
     ended_at: float | None = None
@@ -148,9 +163,12 @@ class Attempt:
     ended_at: float | None
     outcome: Outcome | None
     start_epoch: int
-    end_epoch: int | None
+    start_step: int
+    end_epoch: int | None  # epochs completed and recorded
+    end_step: int | None  # of the checkpoint, if it lies after these
     reason: str | None
     log_path: str | None  # relative to the run folder
+    log_tail: str | None  # the last lines of the log, if it failed or crashed
 
 
 @dataclass(frozen=True, kw_only=True)

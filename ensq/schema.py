@@ -26,7 +26,7 @@ from sqlalchemy import (
 from ensq.jobs import State
 
 # Four digits that count up, so that older and newer can be told apart without Alembic.
-REVISION = "0001"
+REVISION = "0002"
 
 metadata = MetaData(
     naming_convention={
@@ -70,6 +70,8 @@ workers = Table(
     Column("boot_id", Text, nullable=False),
     Column("slurm_job", Text),
     Column("device", Text),
+    Column("lock_byte", BigInteger),
+    Column("drain", Integer, nullable=False, server_default="0"),
     Column("started_at", Float(53), nullable=False),
     Column("last_seen", Float(53), nullable=False),
     Column("ended_at", Float(53)),
@@ -87,7 +89,10 @@ jobs = Table(
     Column("state", Text, nullable=False),
     Column("attempt", Integer, nullable=False),
     Column("owner", Text, ForeignKey("workers.id")),
-    Column("lease_until", Float(53)),
+    Column("lease_seconds", Float(53)),
+    Column("beat", Integer, nullable=False, server_default="0"),
+    Column("not_before", Float(53), nullable=False, server_default="0"),
+    Column("wish", Text),
     Column("epochs", Integer, nullable=False),
     Column("epoch", Integer, nullable=False),
     Column("train_loss", Float(53)),
@@ -110,7 +115,10 @@ jobs = Table(
     Column("final_loss", Float(53)),
     Column("failures", Integer, nullable=False),
     Column("crashes", Integer, nullable=False),
+    Column("losses", Integer, nullable=False, server_default="0"),
     Column("interruptions", Integer, nullable=False),
+    Column("strikes", Integer, nullable=False, server_default="0"),
+    Column("stalls", Integer, nullable=False, server_default="0"),
     Column("error", Text),
     Column("updated_at", Float(53), nullable=False),
     UniqueConstraint("ensemble_id", "seed"),
@@ -118,7 +126,7 @@ jobs = Table(
     CheckConstraint(f"state IN ({_STATES})", name="state"),
     # A job is held by a worker, with a lease, exactly while it runs.
     CheckConstraint("(state = 'running') = (owner IS NOT NULL)", name="owner"),
-    CheckConstraint("(owner IS NULL) = (lease_until IS NULL)", name="lease"),
+    CheckConstraint("(owner IS NULL) = (lease_seconds IS NULL)", name="lease"),
     CheckConstraint("state <> 'done' OR result_path IS NOT NULL", name="result"),
 )
 
@@ -142,9 +150,12 @@ attempts = Table(
     Column("ended_at", Float(53)),
     Column("outcome", Text),
     Column("start_epoch", Integer, nullable=False),
+    Column("start_step", Integer, nullable=False, server_default="0"),
     Column("end_epoch", Integer),
+    Column("end_step", Integer),
     Column("reason", Text),
     Column("log_path", Text),
+    Column("log_tail", Text),
     CheckConstraint("(ended_at IS NULL) = (outcome IS NULL)", name="ended"),
 )
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import sysconfig
 import zipfile
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 import ensq
+from ensq.schema import REVISION
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,7 +51,8 @@ def test_the_wheel_holds_every_module_the_migrations_and_the_licence(wheel: Path
         for path in (ROOT / "migrations").rglob("*")
         if path.suffix in (".py", ".mako")
     }
-    assert "ensq/_migrations/versions/0001_initial.py" in migrations
+    versions = {Path(file).name[:4] for file in migrations if "/versions/" in file}
+    assert versions == {f"{number:04}" for number in range(1, int(REVISION) + 1)}
     assert migrations <= files
     assert any(re.fullmatch(r"ensq-.*\.dist-info/licenses/LICENSE", file) for file in files)
     assert not [file for file in files if "__pycache__" in file or file.startswith("tests/")]
@@ -99,6 +103,23 @@ def make_a_database(command: tuple[str, ...], folder: Path, path: Path | None = 
     run(command[0] if path else str(folder / "venv/bin/python"), "-c", code, cwd=folder, path=path)
     run(*command, "db", "check", cwd=folder, path=path)
     run(*command, "db", "upgrade", cwd=folder, path=path)
+    upgrade_an_old_database(command, folder, path)
+
+
+def upgrade_an_old_database(
+    command: tuple[str, ...], folder: Path, path: Path | None = None
+) -> None:
+    """By the migrations in the wheel, and copied before."""
+    old = folder / "old.db"
+    shutil.copy(ROOT / "tests" / "golden" / "0001.db", old)
+    with closing(sqlite3.connect(old)) as connection, connection:
+        connection.execute("UPDATE workers SET ended_at = 1.0")  # or they would be watched
+    said = run(*command, "db", "upgrade", "--db", "old.db", cwd=folder, path=path)
+    assert f"at revision {REVISION}, was 0001" in said
+    assert (folder / "old.db.backup-0001").is_file()
+    run(*command, "db", "check", "--db", "old.db", cwd=folder, path=path)
+    run(*command, "db", "backup", "--db", "old.db", "copy.db", cwd=folder, path=path)
+    run(*command, "db", "check", "--db", "copy.db", cwd=folder, path=path)
 
 
 @pytest.mark.slow

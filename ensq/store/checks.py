@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from os import PathLike
+from pathlib import Path
 
-from sqlalchemy import ColumnElement, Connection, and_, func, not_, or_, select
+from sqlalchemy import ColumnElement, Connection, Table, and_, exists, func, not_, or_, select
 
-from ensq.errors import DatabaseError
-from ensq.jobs import State
-from ensq.schema import attempts, epochs, jobs
+from ensq.errors import DatabaseError, UsageError
+from ensq.jobs import Outcome, State
+from ensq.rundir import RunDir, sha256_file
+from ensq.schema import attempts, ensembles, epochs, jobs
 from ensq.store import opening
 from ensq.store.engine import Database
 from ensq.store.target import Target
+
+Rules = dict[str, ColumnElement[bool]]  # what must never be true of a row, by the text for it
+_PLACE = ("epoch", "step")
 
 
 def check(url: str | PathLike[str]) -> list[str]:
     """What is wrong with a database, one line for each problem; empty if it is sound.
 
-    Reads only. Raises DatabaseError or MismatchError if it can't be opened at all; damage that
-    is met later is a problem like others.
+    Reads only. Raises DatabaseError or MismatchError if it can't be opened at all, as with triggers
+    or views of strangers; damage that is met later is a problem like others.
     """
+    return _look(url, _everything)
+
+
+def check_files(url: str | PathLike[str]) -> list[str]:
+    """Which recorded checkpoints and results are missing or changed, and what comes of it."""
+    root = Target.parse(url).root
+    return _look(url, lambda connection: _files(connection, root))
+
+
+def _look(
+    url: str | PathLike[str], problems_of: Callable[[Connection], Iterator[str]]
+) -> list[str]:
     target = Target.parse(url)
     found, revision = opening.look(target)
     if found is not opening.Found.ENSQ:
@@ -30,15 +47,23 @@ def check(url: str | PathLike[str]) -> list[str]:
     problems: list[str] = []
     try:
         with database.read() as connection:
-            if connection.dialect.name == "sqlite":
-                problems.extend(_sqlite(connection))
-            problems.extend(_rows(connection))
-            problems.extend(_losses(connection))
+            problems.extend(problems_of(connection))
     except DatabaseError as error:
         problems.append(str(error))
     finally:
         database.close()
     return problems
+
+
+def _everything(connection: Connection) -> Iterator[str]:
+    if connection.dialect.name == "sqlite":
+        yield from _sqlite(connection)
+    for text, broken in (_state_rules() | _number_rules() | _attempts_rules()).items():
+        query = select(jobs.c.id, jobs.c.seed).where(broken).order_by(jobs.c.id)
+        for row in connection.execute(query):
+            yield f"job {row.id} (seed {row.seed}): {text}"
+    yield from _attempts(connection)
+    yield from _losses(connection)
 
 
 def _sqlite(connection: Connection) -> Iterator[str]:
@@ -49,45 +74,110 @@ def _sqlite(connection: Connection) -> Iterator[str]:
         yield f"foreign key: row {rowid} of {table} points to a row of {parent} that is not there"
 
 
-def _rules() -> dict[str, ColumnElement[bool]]:
-    """What must never be true of a job's row, by the text that says so."""
+def _state_rules() -> Rules:
     running = jobs.c.state == State.RUNNING.value
     done = jobs.c.state == State.DONE.value
-    mine = attempts.c.job_id == jobs.c.id
-    opened = select(func.count()).where(mine, attempts.c.ended_at.is_(None)).scalar_subquery()
-    tries = select(func.count()).where(mine).scalar_subquery()
-    newest = select(func.coalesce(func.max(attempts.c.number), 0)).where(mine).scalar_subquery()
-    held = and_(jobs.c.owner.is_not(None), jobs.c.lease_until.is_not(None))
-    free = and_(jobs.c.owner.is_(None), jobs.c.lease_until.is_(None))
+    held = and_(jobs.c.owner.is_not(None), jobs.c.lease_seconds.is_not(None))
+    free = and_(jobs.c.owner.is_(None), jobs.c.lease_seconds.is_(None))
     return {
         "its state is not one that ensq knows": jobs.c.state.not_in([s.value for s in State]),
         "runs without owner or lease": and_(running, not_(held)),
         "does not run, but has an owner or a lease": and_(not_(running), not_(free)),
-        "runs without an open attempt, or with several": and_(running, opened != 1),
-        "does not run, but has an open attempt": and_(not_(running), opened != 0),
-        "its number of attempts is not that of its attempts' rows": or_(
-            jobs.c.attempt != tries, jobs.c.attempt != newest
-        ),
+        "its wish is not one that ensq knows": jobs.c.wish.not_in(["hold"]),
         "is done without a result": and_(
             done, or_(jobs.c.result_path.is_(None), jobs.c.result_digest.is_(None))
         ),
         "is done, but not all epochs are": and_(done, jobs.c.epoch != jobs.c.epochs),
+    }
+
+
+def _number_rules() -> Rules:
+    counts = ("attempt", "epoch", "beat", "failures", "crashes", "losses", "interruptions")
+    more = ("strikes", "stalls", "not_before", "checkpoint_step", "previous_step")
+    rules = {f"its {name} is negative": jobs.c[name] < 0 for name in (*counts, *more)}
+    return rules | {
+        "its lease has no length": jobs.c.lease_seconds <= 0,
+        "it has more strikes than crashes and losses": (
+            jobs.c.strikes > jobs.c.crashes + jobs.c.losses
+        ),
+        "it has more stalls than interruptions": jobs.c.stalls > jobs.c.interruptions,
         "its checkpoint is newer than its losses": jobs.c.checkpoint_epoch > jobs.c.epoch,
-        "its checkpoint is older than the one before": or_(
-            jobs.c.previous_epoch > jobs.c.checkpoint_epoch,
-            and_(
-                jobs.c.previous_epoch == jobs.c.checkpoint_epoch,
-                jobs.c.previous_step > jobs.c.checkpoint_step,
-            ),
+        "its checkpoint is older than the one before": _before(jobs, "checkpoint", "previous"),
+        "it has half a checkpoint": or_(_half("checkpoint"), _half("previous")),
+    }
+
+
+def _before(table: Table, this: str, that: str) -> ColumnElement[bool]:
+    """Whether the place ``this`` (epoch, step) comes before the place ``that``."""
+    (epoch, step), (other, other_step) = (
+        [table.c[f"{x}_{y}"] for y in _PLACE] for x in (this, that)
+    )
+    return or_(epoch < other, and_(epoch == other, step < other_step))
+
+
+def _half(prefix: str) -> ColumnElement[bool]:
+    """A path without a digest, or a place without a path."""
+    path, digest = jobs.c[f"{prefix}_path"], jobs.c[f"{prefix}_digest"]
+    somewhere = or_(*(jobs.c[f"{prefix}_{name}"] != 0 for name in _PLACE))
+    return or_(path.is_(None) != digest.is_(None), and_(path.is_(None), somewhere))
+
+
+def _attempts_rules() -> Rules:
+    """Of a job and its attempts together."""
+    running = jobs.c.state == State.RUNNING.value
+    done = jobs.c.state == State.DONE.value
+    mine = attempts.c.job_id == jobs.c.id
+    last = and_(mine, attempts.c.number == jobs.c.attempt)
+    ended_done = attempts.c.outcome == Outcome.DONE.value
+    opened = select(func.count()).where(mine, attempts.c.ended_at.is_(None)).scalar_subquery()
+    tries = select(func.count()).where(mine).scalar_subquery()
+    newest = select(func.coalesce(func.max(attempts.c.number), 0)).where(mine).scalar_subquery()
+    oldest = select(func.coalesce(func.min(attempts.c.number), 1)).where(mine).scalar_subquery()
+    completed = select(func.count()).where(mine, ended_done).scalar_subquery()
+    by_owner = exists().where(
+        last, attempts.c.ended_at.is_(None), attempts.c.worker_id == jobs.c.owner
+    )
+    return {
+        "runs without an open attempt, or with several": and_(running, opened != 1),
+        "its open attempt is not its owner's, or not its last": and_(running, not_(by_owner)),
+        "does not run, but has an open attempt": and_(not_(running), opened != 0),
+        "its number of attempts is not that of its attempts' rows": or_(
+            jobs.c.attempt != tries, jobs.c.attempt != newest
+        ),
+        "its attempts are not numbered from 1 on without gaps": or_(tries != newest, oldest != 1),
+        "it was completed more than once": completed > 1,
+        "is done, but its last attempt did not end so": and_(
+            done, not_(exists().where(last, ended_done))
+        ),
+        "was completed, but is not done": and_(not_(done), completed != 0),
+        "has losses of attempts that were never made": exists().where(
+            epochs.c.job_id == jobs.c.id,
+            or_(epochs.c.attempt < 1, epochs.c.attempt > jobs.c.attempt),
         ),
     }
 
 
-def _rows(connection: Connection) -> Iterator[str]:
-    for text, broken in _rules().items():
-        query = select(jobs.c.id, jobs.c.seed).where(broken).order_by(jobs.c.id)
+def _attempts(connection: Connection) -> Iterator[str]:
+    """Rules of an attempt alone."""
+    ended = attempts.c.ended_at.is_not(None)
+    rules: Rules = {
+        "its outcome is not one that ensq knows": attempts.c.outcome.not_in(
+            [outcome.value for outcome in Outcome]
+        ),
+        "it ended without an outcome, or has one without an end": (
+            ended != attempts.c.outcome.is_not(None)
+        ),
+        "it ended before the place where it began": and_(ended, _before(attempts, "end", "start")),
+    }
+    for text, broken in rules.items():
+        query = (
+            select(attempts.c.job_id, attempts.c.number, jobs.c.seed)
+            .join_from(attempts, jobs, jobs.c.id == attempts.c.job_id)
+            .where(broken)
+            .order_by(attempts.c.job_id, attempts.c.number)
+        )
         for row in connection.execute(query):
-            yield f"job {row.id} (seed {row.seed}): {text}"
+            yield f"job {row.job_id} (seed {row.seed}), attempt {row.number}: {text}"
 
 
 def _losses(connection: Connection) -> Iterator[str]:
@@ -110,3 +200,46 @@ def _losses(connection: Connection) -> Iterator[str]:
                 f"job {row.id} (seed {row.seed}): losses are not dense: {row.rows} rows up to "
                 f"epoch {row.last}, the job stands at {row.epoch}"
             )
+
+
+def _files(connection: Connection, root: Path) -> Iterator[str]:
+    query = (
+        select(jobs, ensembles.c.run_path)
+        .join_from(jobs, ensembles, ensembles.c.id == jobs.c.ensemble_id)
+        .order_by(jobs.c.id)
+    )
+    for row in connection.execute(query):
+        job = f"job {row.id} (seed {row.seed})"
+        if row.state == State.DONE.value:
+            # Its checkpoints are of no more use.
+            wrong = _wrong(root, row.run_path, row.result_path, row.result_digest)
+            if wrong is not None:
+                yield f"{job}: its result {wrong}; bring the file back, or it can't be exported"
+            continue
+        newest = _wrong(root, row.run_path, row.checkpoint_path, row.checkpoint_digest)
+        before = _wrong(root, row.run_path, row.previous_path, row.previous_digest)
+        if newest is not None:
+            usable = row.previous_path is not None and before is None
+            place = f"epoch {row.previous_epoch}" if usable else "its beginning"
+            instead = "the one before is used" if usable else "there is no sound one before"
+            yield f"{job}: its checkpoint {newest}; {instead}: it goes on from {place}"
+        if before is not None:
+            yield f"{job}: the checkpoint before its last, {before}"
+
+
+def _wrong(root: Path, run: str, path: str | None, digest: str | None) -> str | None:
+    """The name of a recorded file and what is wrong; None if nothing is, or none is recorded."""
+    if path is None:
+        return None
+    name = f"{run}/{path}"
+    if not name.isprintable():  # somebody else may have written it; a terminal obeys some
+        name = repr(name)
+    try:
+        same = sha256_file(RunDir(root / run).inside(path)) == digest
+    except UsageError:
+        return f"{name!r} leads out of its run folder"
+    except FileNotFoundError:
+        return f"{name} is missing"
+    except OSError as error:
+        return f"{name} can't be read ({error.strerror})"
+    return None if same else f"{name} is damaged: its SHA-256 is not the recorded one"
