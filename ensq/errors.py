@@ -47,6 +47,17 @@ class DatabaseError(EnsqError):
     exit_code = EXIT_DATABASE
 
 
+class DatabaseAway(DatabaseError):
+    """The database can't be reached now, and may come back: locked, restarting, disk full, stalled.
+
+    Whether a transaction that ended so was carried out is not known; doing it again is safe.
+    """
+
+
+class DiskError(EnsqError):
+    """Files can't be written here: disk full, quota, read-only, stale handle. Nobody's fault."""
+
+
 class LeaseLost(EnsqError):
     """A fenced write matched no row: another attempt owns the job now. Publish nothing."""
 

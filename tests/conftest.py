@@ -6,10 +6,12 @@ import importlib
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
 
+import pg_tools
 import pytest
 from jaxtyping import install_import_hook
 from train_tools import settings, write_tiny
@@ -80,3 +82,39 @@ def program(dataset: Any) -> Any:
     from ensq.train.pack import Program
 
     return Program(settings(), dataset)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[pg_tools.Server]:
+    server = pg_tools.Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def postgres(postgres_server: pg_tools.Server, monkeypatch: pytest.MonkeyPatch) -> pg_tools.Server:
+    """A running PostgreSQL server; its password is in PGPASSWORD."""
+    monkeypatch.setenv("PGPASSWORD", postgres_server.password)
+    if not (postgres_server.data / "postmaster.pid").exists():  # a test stopped it and failed
+        postgres_server.start()
+    return postgres_server
+
+
+@pytest.fixture
+def empty_postgres(postgres: pg_tools.Server) -> str:
+    """The URL of a PostgreSQL database without tables."""
+    return postgres.new_database(schema=False)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def engine_url(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """A fresh database with ensq's tables, on each engine; run folders lie in ``tmp_path``."""
+    if request.param == "postgresql":
+        monkeypatch.setenv("ENSQ_ROOT", str(tmp_path))
+        server: pg_tools.Server = request.getfixturevalue("postgres")
+        return server.new_database()
+    import store_tools
+
+    return str(store_tools.fresh_file(tmp_path / "q.db"))

@@ -14,13 +14,14 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import pg_tools
 import pytest
 import store_tools as tools
 
 from ensq import schema
 from ensq.errors import DatabaseError, EnsqError, MismatchError, UsageError
 from ensq.jobs import State
-from ensq.store import Store, check
+from ensq.store import Store, check, opening
 from ensq.store import engine as engine_module
 from ensq.store.target import Target
 
@@ -132,6 +133,50 @@ def test_newer_database_is_refused(tmp_path: Path, revision: str) -> None:
     set_revision(path, revision)
     with pytest.raises(MismatchError, match=f"revision {revision}.*made by a newer ensq"):
         Store.open(path, create=True)
+
+
+@pytest.mark.parametrize(
+    ("statement", "words"),
+    [
+        (
+            "CREATE TRIGGER spy AFTER UPDATE ON jobs BEGIN DELETE FROM events; END",
+            "the trigger 'spy'",
+        ),
+        ("CREATE VIEW spy AS SELECT * FROM jobs", "the view 'spy'"),
+        ("CREATE VIRTUAL TABLE spy USING fts5(x)", "the virtual table 'spy'"),
+    ],
+)
+def test_database_that_acts_by_itself_is_refused(
+    tmp_path: Path, statement: str, words: str
+) -> None:
+    path = made(tmp_path / "q.db")
+    connection = sqlite3.connect(path)
+    connection.execute(statement)
+    connection.close()
+    before = path.read_bytes()
+    for options in ({}, {"create": True}, {"read_only": True}):
+        with pytest.raises(DatabaseError, match=f"not made by ensq.*{words}"):
+            Store.open(path, **options)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE VIEW spy AS SELECT * FROM jobs",
+        "CREATE RULE spy AS ON DELETE TO jobs DO INSTEAD NOTHING",
+        "CREATE TRIGGER spy BEFORE UPDATE ON jobs EXECUTE FUNCTION "
+        "suppress_redundant_updates_trigger()",
+    ],
+)
+def test_server_database_that_acts_by_itself_is_refused(
+    postgres: pg_tools.Server, statement: str
+) -> None:
+    url = postgres.new_database()
+    opening.look(Target.parse(url))  # the control
+    postgres.execute(statement, url.rpartition("/")[2])
+    with pytest.raises(DatabaseError, match=r"not made by ensq.* 'spy'"):
+        opening.look(Target.parse(url))
 
 
 def test_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ def database(command: F) -> F:
     return click.option(
         "--db",
         metavar="PATH|URL",
-        help="The database: a file, or an SQLAlchemy URL. Else $ENSQ_DB, else ensq.db here.",
+        help="The database: a file, or postgresql://user@host/name (the password in ~/.pgpass). "
+        "Else $ENSQ_DB, else ensq.db here.",
     )(command)
 
 
@@ -68,7 +69,17 @@ def finalize_options(command: F) -> F:
 
 
 def url_of(db: str | None) -> str:
-    """The database that is meant."""
+    """The database that is meant. Raises UsageError for a ``--db`` with a password."""
+    if db and "://" in db:
+        from ensq.errors import UsageError
+        from ensq.store.target import Target
+
+        if Target.parse(db).has_password:
+            raise UsageError(
+                "--db holds a password, and command lines can be seen by everyone on this host; "
+                "leave it out and put it in ~/.pgpass (host:port:database:user:password, "
+                "chmod 600) or PGPASSWORD, or give the whole URL in ENSQ_DB"
+            )
     return db or os.environ.get("ENSQ_DB") or DEFAULT_DB
 
 

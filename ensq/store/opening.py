@@ -13,6 +13,7 @@ from sqlalchemy import Connection, insert, inspect, select
 from ensq import schema
 from ensq.errors import DatabaseError, EnsqError, MismatchError
 from ensq.store.engine import BUSY_TIMEOUT, Database, connect_sqlite
+from ensq.store.filesystem import require_locks
 from ensq.store.target import Target
 
 _HEADER = 100  # bytes of the shortest SQLite database: its header
@@ -55,10 +56,45 @@ def inspect_tables(connection: Connection, target: Target) -> tuple[Found, str |
             f"{target.where} is a database of another program (it has tables {some}); "
             "nothing was changed; name another one with --db"
         )
+    foreign = _foreign_objects(connection)
+    if foreign:
+        raise DatabaseError(
+            f"{target.where} was not made by ensq, or was changed by another program: it has "
+            f"{', '.join(foreign[:3])}, which would act on what is written; nothing was changed"
+        )
     revisions = connection.execute(select(schema.alembic_version.c.version_num)).scalars().all()
     if len(revisions) != 1:
         raise DatabaseError(f"{target.where} has {len(revisions)} revisions instead of one")
     return Found.ENSQ, revisions[0]
+
+
+# Objects that do something of their own when tables are read or written. ensq makes none.
+_FOREIGN = {
+    "sqlite": """
+        SELECT CASE WHEN type = 'table' THEN 'virtual table' ELSE type END, name
+        FROM sqlite_master
+        WHERE type IN ('trigger', 'view') OR sql LIKE 'CREATE VIRTUAL%' ORDER BY name
+        """,
+    "postgresql": """
+        SELECT kind, name FROM (
+            SELECT CASE WHEN relkind IN ('v', 'm') THEN 'view' ELSE 'foreign table' END AS kind,
+                relname AS name, relnamespace AS place
+            FROM pg_class WHERE relkind IN ('v', 'm', 'f')
+            UNION ALL
+            SELECT 'trigger', tgname, relnamespace
+            FROM pg_trigger JOIN pg_class ON pg_class.oid = tgrelid WHERE NOT tgisinternal
+            UNION ALL
+            SELECT 'rule', rulename, relnamespace
+            FROM pg_rewrite JOIN pg_class ON pg_class.oid = ev_class WHERE rulename <> '_RETURN'
+        ) AS found
+        WHERE place = current_schema()::regnamespace ORDER BY name
+        """,
+}
+
+
+def _foreign_objects(connection: Connection) -> list[str]:
+    rows = connection.exec_driver_sql(_FOREIGN[connection.dialect.name])
+    return [f"the {kind} {name!r}" for kind, name in rows]
 
 
 def missing(found: Found, target: Target) -> EnsqError:
@@ -85,6 +121,7 @@ def make(target: Target, busy_timeout: float = BUSY_TIMEOUT) -> None:
     of another revision meanwhile.
     """
     if target.path is not None:
+        require_locks(target)
         _make_file(target)
     database = Database(target, busy_timeout=busy_timeout)
     try:

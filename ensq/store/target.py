@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sqlalchemy import URL, make_url
@@ -11,6 +11,8 @@ from sqlalchemy.exc import ArgumentError
 
 from ensq.errors import UsageError
 
+_DRIVER = "postgresql+psycopg"
+_PASSWORDS = ("password", "sslpassword")
 _SQLITE = ("sqlite:///", "sqlite+pysqlite:///")
 
 
@@ -18,9 +20,9 @@ _SQLITE = ("sqlite:///", "sqlite+pysqlite:///")
 class Target:
     """The place of a database."""
 
-    url: URL
+    url: URL = field(repr=False)  # may hold a password
     path: Path | None  # the SQLite file, resolved; None for a server
-    where: str  # for messages: the path, or the URL without password and query
+    where: str  # for messages: the path, or the URL without driver, password and query
     root: Path  # the folder that run folders are relative to
 
     @classmethod
@@ -62,11 +64,31 @@ class Target:
             ) from None
         if url.get_backend_name() == "sqlite":
             raise UsageError("an SQLite URL needs a file: sqlite:///path, or just the path")
-        if url.get_backend_name() != "postgresql":
+        if url.get_backend_name() not in ("postgresql", "postgres"):
             raise UsageError(
                 f"ensq knows SQLite and PostgreSQL, not {url.get_backend_name()!r}; "
                 "give a path, or postgresql://user@host/name"
             )
-        where = url.set(query={}).render_as_string(hide_password=True)
+        if url.drivername not in ("postgresql", "postgres", _DRIVER):
+            raise UsageError(
+                f"ensq talks to PostgreSQL by psycopg, not by {url.drivername.split('+')[-1]!r}; "
+                "write postgresql:// without a driver"
+            )
+        url = _with_password_in_its_place(url.set(drivername=_DRIVER))
+        shown = URL.create("postgresql", url.username, None, url.host, url.port, url.database)
         root = Path(os.environ.get("ENSQ_ROOT") or ".").resolve()
-        return cls(url=url, path=None, where=where, root=root)
+        return cls(url=url, path=None, where=shown.render_as_string(), root=root)
+
+    @property
+    def has_password(self) -> bool:
+        """Whether the URL holds a password, which must not stand in a command line."""
+        return self.url.password is not None or any(name in self.url.query for name in _PASSWORDS)
+
+
+def _with_password_in_its_place(url: URL) -> URL:
+    """``?password=…`` as the URL's password, which SQLAlchemy hides, unlike the query."""
+    given = url.query.get("password")
+    if given is None:
+        return url
+    text = given if isinstance(given, str) else given[-1]
+    return url.difference_update_query(["password"]).set(password=text)
