@@ -1,20 +1,31 @@
-"""What the tests of the store share: a clock, an ensemble, workers, and short ways to write."""
+"""What the tests of the store share: a clock, an ensemble, workers, and short ways to write.
+
+A test with the fixture ``engine_url`` (in conftest.py) runs on both engines: it is given the URL of
+a fresh database with ensq's tables, once of an SQLite file and once of PostgreSQL, and opens it
+with ``Store.open(engine_url)``. Where PostgreSQL isn't installed the second is skipped, and fails
+with CI=true. The fixture ``postgres`` is the server itself, to stop, start or cut off: pg_tools.
+"""
 
 from __future__ import annotations
 
 import os
-import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ensq.jobs import Checkpoint, Claim, EpochRecord, Job, Result
-from ensq.store import Added, EpochWrite, Store, worker_info
+from sqlalchemy import Connection, select
+
+from ensq import schema
+from ensq.jobs import Checkpoint, Claim, EpochRecord, Job, Result, WorkerInfo
+from ensq.store import Added, EpochWrite, Policy, Reaped, Store, opening, worker_info
+from ensq.store.engine import Database
+from ensq.store.target import Target
 
 LEASE = 60.0
+AT_ONCE = Policy(pause=0.0)  # what failed is tried again without a pause
 
 
 class Clock:
@@ -30,16 +41,41 @@ class Clock:
         self.time += seconds
 
 
+class HandStore(Store):
+    """A store that lives by the clock that it is given, where PostgreSQL's own would count too.
+
+    Times by hand are for tests of what is stored; that leases need none is in test_store_watch.py.
+    """
+
+    def _time(self, connection: Connection) -> float:
+        return self.clock()
+
+
+def open_by_hand(
+    url: str | Path, clock: Callable[[], float] | None = None, *, policy: Policy = AT_ONCE
+) -> Store:
+    """Open a database with one clock for times and leases, which stands until it is moved."""
+    clock = clock or Clock()
+    return HandStore.open(url, clock=clock, monotonic=clock, policy=policy)
+
+
 _FRESH: list[bytes] = []
 
 
-def fresh(path: Path, clock: Callable[[], float] = time.time) -> Store:
+def fresh(
+    path: Path, clock: Callable[[], float] | None = None, *, policy: Policy = AT_ONCE
+) -> Store:
     """A fresh store, made once and copied, since making one waits for the disk many times."""
+    return open_by_hand(fresh_file(path), clock, policy=policy)
+
+
+def fresh_file(path: Path) -> Path:
+    """The file of a fresh store, not open."""
     if not _FRESH:
-        Store.open(path, create=True).close()
+        opening.make(Target.parse(path))
         _FRESH.append(path.read_bytes())
     path.write_bytes(_FRESH[0])
-    return Store.open(path, clock=clock)
+    return path
 
 
 def add(store: Store, name: str = "chignolin", seeds: Any = (42, 43, 44), **other: Any) -> Added:
@@ -57,6 +93,18 @@ def add(store: Store, name: str = "chignolin", seeds: Any = (42, 43, 44), **othe
 def register(store: Store, *names: str) -> None:
     for name in names:
         store.register_worker(worker_info(name))
+
+
+def elsewhere(name: str) -> WorkerInfo:
+    """A worker of another host: only its lease can tell whether it lives."""
+    return replace(worker_info(name), host="elsewhere", boot_id="another boot")
+
+
+def fall_silent(store: Store, seconds: float = LEASE + 1) -> list[Reaped]:
+    """A lease passes without a sign of life, between two looks; what was taken back."""
+    assert store.reap() == []
+    store.clock.move(seconds)  # type: ignore[attr-defined]
+    return store.reap()
 
 
 def claim_of(job: Job) -> Claim:
@@ -94,20 +142,35 @@ def train(store: Store, claim: Claim, epochs: range, *, saved: bool = True) -> N
     """Record epochs of a job, each with a checkpoint if ``saved``."""
     for epoch in epochs:
         at = point(epoch, folder=f"attempt-{claim.attempt}") if saved else None
-        assert store.record_epochs([write(claim, epoch, at)], LEASE) == []
+        assert store.record_epochs([write(claim, epoch, at)]) == []
 
 
 def result() -> Result:
     return Result(best_epoch=3, best_loss=0.5, final_loss=0.75, path="result", digest="r" * 64)
 
 
-def dump(path: Path) -> list[str]:
+def dump(url: str | Path) -> dict[str, list[dict[str, Any]]]:
     """All that is in a database, to see that nothing changed."""
-    connection = sqlite3.connect(path)
+    database = Database(Target.parse(url))
     try:
-        return list(connection.iterdump())
+        with database.read() as connection:
+            return {
+                table.name: [
+                    dict(row._mapping)
+                    for row in connection.execute(select(table).order_by(*table.primary_key))
+                ]
+                for table in schema.metadata.sorted_tables
+            }
     finally:
-        connection.close()
+        database.close()
+
+
+def state_of(url: str | Path) -> dict[str, list[dict[str, Any]]]:
+    """``dump`` without the workers' signs of life, which even a worker without a job gives."""
+    whole = dump(url)
+    for worker in whole["workers"]:
+        del worker["last_seen"]
+    return whole
 
 
 _MANY = """
@@ -129,8 +192,10 @@ if __name__ == "__main__":
 """
 
 
-def in_processes(count: int, path: Path, work: str) -> None:
+def in_processes(count: int, path: str | Path, work: str) -> str:
     """Run ``work(number, meet)``, given as source, in processes of their own, on one database.
+
+    Returns what they printed. The source knows ``path``, the path or URL of the database.
 
     One process imports everything and forks the others before any connection is made: the imports
     of many would take most of the time. ``meet()`` returns when all have called it.
@@ -144,3 +209,4 @@ def in_processes(count: int, path: Path, work: str) -> None:
         timeout=300,
     )
     assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import store_tools as tools
@@ -15,28 +14,26 @@ from ensq.errors import LeaseLost, MismatchError, UsageError
 from ensq.jobs import FOLLOWS, Claim, Outcome, State
 from ensq.store import EventKind, Store, check, worker_info
 
-LEASE = tools.LEASE
-
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with tools.fresh(tmp_path / "q.db", tools.Clock()) as opened:
+def store(engine_url: str) -> Iterator[Store]:
+    with tools.open_by_hand(engine_url) as opened:
         tools.register(opened, "w1")
         yield opened
-    assert check(tmp_path / "q.db") == []
+    assert check(engine_url) == []
 
 
-def test_adding_twice_is_the_same_as_once(store: Store, tmp_path: Path) -> None:
+def test_adding_twice_is_the_same_as_once(store: Store, engine_url: str) -> None:
     added = tools.add(store)
     assert (added.new_seeds, added.existing_seeds) == ((42, 43, 44), ())
     assert added.ensemble == store.ensemble("chignolin") == store.ensembles()[0]
     assert added.ensemble.created_at == store.now()
-    before = tools.dump(tmp_path / "q.db")
+    before = tools.dump(engine_url)
     store.clock.move(99)  # type: ignore[attr-defined]
     again = tools.add(store)
     assert (again.new_seeds, again.existing_seeds) == ((), (42, 43, 44))
     assert again.ensemble == added.ensemble
-    assert tools.dump(tmp_path / "q.db") == before
+    assert tools.dump(engine_url) == before
 
 
 def test_more_seeds_get_the_next_places(store: Store) -> None:
@@ -58,13 +55,13 @@ def test_more_seeds_get_the_next_places(store: Store) -> None:
     ],
 )
 def test_other_configuration_or_data_is_refused(
-    store: Store, tmp_path: Path, other: dict[str, str], words: str
+    store: Store, engine_url: str, other: dict[str, str], words: str
 ) -> None:
     tools.add(store)
-    before = tools.dump(tmp_path / "q.db")
+    before = tools.dump(engine_url)
     with pytest.raises(MismatchError, match=words):
         tools.add(store, seeds=[1], **other)
-    assert tools.dump(tmp_path / "q.db") == before
+    assert tools.dump(engine_url) == before
     tools.add(store, name="another", seeds=[1], **other)
 
 
@@ -77,8 +74,9 @@ def test_seed_that_stands_twice_is_refused(store: Store) -> None:
 
 
 def in_each_state(store: Store) -> None:
-    """Seed 1 queued, 2 running, 3 done, 4 failed, 5 cancelled."""
-    tools.add(store, seeds=[2, 3, 4, 5, 1], epochs=1)
+    """Seed 1 queued, 2 running, 3 done, 4 failed, 5 cancelled, 6 held."""
+    tools.add(store, seeds=[2, 3, 4, 5, 1, 6], epochs=1)
+    store.hold("chignolin", [6])
     _, done, failed, _ = tools.take(store, limit=4)
     tools.train(store, done, range(1, 2))
     store.finish(done, tools.result())
@@ -89,12 +87,12 @@ def in_each_state(store: Store) -> None:
 def test_cancel_takes_all_that_is_not_done(store: Store) -> None:
     in_each_state(store)
     running = tools.claim_of(store.jobs(1)[0])
-    assert store.cancel("chignolin") == [2, 4, 1]
-    assert store.counts() == dict.fromkeys(State, 0) | {State.CANCELLED: 4, State.DONE: 1}
+    assert store.cancel("chignolin") == [2, 4, 1, 6]
+    assert store.counts() == dict.fromkeys(State, 0) | {State.CANCELLED: 5, State.DONE: 1}
     with pytest.raises(LeaseLost):
         store.fail(running, Outcome.FAILURE, "late", retry=True)
     job = store.job(running.job_id)
-    assert (job.owner, job.lease_until, job.error) == (None, None, None)
+    assert (job.owner, job.lease_seconds, job.error) == (None, None, None)
     assert store.attempts(job.id)[0].outcome is Outcome.CANCELLED
     assert store.cancel("chignolin") == []
 
@@ -103,10 +101,9 @@ def test_retry_queues_failed_and_cancelled_members_with_fresh_counts(store: Stor
     in_each_state(store)
     assert store.retry("chignolin") == [4, 5]
     for job in store.jobs(1)[2:4]:
-        assert (job.state, job.error, job.failures, job.crashes, job.interruptions) == (
-            *(State.QUEUED, None),
-            *(0, 0, 0),
-        )
+        assert (job.state, job.error, job.not_before) == (State.QUEUED, None, 0.0)
+        assert (job.failures, job.crashes, job.losses, job.interruptions) == (0, 0, 0, 0)
+        assert (job.strikes, job.stalls) == (0, 0)
         assert job.attempt == 1  # attempts are never counted anew: the number is the fence
     assert store.retry("chignolin") == []
 
@@ -119,7 +116,7 @@ def test_cancel_and_retry_touch_only_the_seeds_that_are_named(store: Store) -> N
     assert [job.state for job in store.jobs(1)] == ["cancelled", "queued", "queued"]
 
 
-@pytest.mark.parametrize("act", ["cancel", "retry"])
+@pytest.mark.parametrize("act", ["cancel", "retry", "hold", "unhold"])
 def test_unknown_names_and_seeds_are_named(store: Store, act: str) -> None:
     with pytest.raises(UsageError, match="'nothing'; there are: none"):
         getattr(store, act)("nothing")
@@ -137,7 +134,7 @@ def test_cancelled_member_goes_on_from_its_checkpoint_after_retry(store: Store) 
     tools.train(store, claim, range(1, 3))
     store.cancel("chignolin")
     store.retry("chignolin")
-    (job,) = store.claim("w1", limit=1, lease_seconds=LEASE)
+    (job,) = store.claim("w1", limit=1, lease_seconds=tools.LEASE)
     assert (job.attempt, job.epoch, job.checkpoint) == (2, 2, tools.point(2))
 
 
@@ -145,7 +142,7 @@ def test_every_change_of_state_is_an_event(store: Store) -> None:
     in_each_state(store)
     tools.add(store, name="other", seeds=[1])
     kinds = [event.kind for event in store.events(1)]
-    assert kinds == ["added", *["claimed"] * 4, "done", "failed", "cancelled"]
+    assert kinds == ["added", "held", *["claimed"] * 4, "done", "failed", "cancelled"]
     assert [event.kind for event in store.events(limit=2)] == ["cancelled", "added"]
     assert all(isinstance(event.kind, EventKind) for event in store.events())
     assert store.events(2)[0].message == "seeds 1"
@@ -157,8 +154,10 @@ def test_states_change_only_as_the_table_of_states_says(store: Store) -> None:
         "claim": lambda: tools.take(store, limit=9),
         "cancel": lambda: store.cancel("chignolin"),
         "retry": lambda: store.retry("chignolin"),
-        "reap": lambda: store.reap(store.now() + 2 * LEASE),
-        "release": lambda: store.release(held()),
+        "hold": lambda: store.hold("chignolin"),
+        "unhold": lambda: store.unhold("chignolin"),
+        "reap": lambda: fall_silent(),
+        "release": lambda: store.release(held(), asked=True),
         "fail": lambda: [
             store.fail(claim, Outcome.FAILURE, "why", retry=False) for claim in held()
         ],
@@ -166,6 +165,10 @@ def test_states_change_only_as_the_table_of_states_says(store: Store) -> None:
 
     def held() -> list[Claim]:
         return [tools.claim_of(job) for job in store.jobs(1) if job.owner]
+
+    def fall_silent() -> None:
+        store.renew(held())
+        tools.fall_silent(store)
 
     in_each_state(store)
     for order in itertools.permutations(acts, 2):

@@ -1,11 +1,14 @@
-"""Lost workers: a process of this host that is gone, now; any other when its lease ends."""
+"""Lost workers: a process of this host that is gone, now; any other when its lease ends.
+
+What a lease is without a clock that hosts share stands in test_store_watch.py.
+"""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +16,7 @@ import pytest
 import store_tools as tools
 
 from ensq.jobs import Claim, Outcome, State, WorkerInfo
-from ensq.store import Store, check, process, worker_info
+from ensq.store import Reaped, Store, check, process, worker_info
 
 LEASE = tools.LEASE
 CLAIM = """
@@ -27,19 +30,19 @@ with Store.open(sys.argv[1]) as store:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with tools.fresh(tmp_path / "q.db", tools.Clock()) as opened:
+def store(engine_url: str) -> Iterator[Store]:
+    with tools.open_by_hand(engine_url) as opened:
         tools.add(opened, seeds=[42, 43])
         tools.register(opened, "w1")
         yield opened
-    assert check(tmp_path / "q.db") == []
+    assert check(engine_url) == []
 
 
 @pytest.fixture
-def other(store: Store, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+def other(store: Store, engine_url: str) -> Iterator[subprocess.Popen[str]]:
     """A real process that holds job 1 with a long lease."""
     started = subprocess.Popen(
-        [sys.executable, "-c", CLAIM, str(tmp_path / "q.db")],
+        [sys.executable, "-c", CLAIM, engine_url],
         cwd=Path(__file__).parent.parent,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -59,13 +62,24 @@ def test_killed_process_loses_its_job_at_once_and_a_living_one_does_not(
     # Not waited for: what is left of the process is a zombie, and it still has a line in /proc.
     os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)
     assert Path(f"/proc/{other.pid}/stat").exists()
-    assert store.reap() == [Claim(job_id=1, attempt=1, owner="other")]
+    (reaped,) = store.reap()
+    assert reaped == Reaped(
+        claim=Claim(job_id=1, attempt=1, owner="other"),
+        ensemble_id=1,
+        seed=42,
+        state=State.QUEUED,
+        reason=reaped.reason,
+    )
     job = store.job(1)
-    assert (job.state, job.owner, job.lease_until) == (State.QUEUED, None, None)
-    assert (job.interruptions, job.failures, job.crashes) == (1, 0, 0)
+    assert (job.state, job.owner, job.lease_seconds) == (State.QUEUED, None, None)
+    assert (job.losses, job.strikes, job.interruptions, job.failures, job.crashes) == (
+        *(1, 1),
+        *(0, 0, 0),
+    )
     (attempt,) = store.attempts(1)
     assert attempt.outcome is Outcome.LOST
-    assert f"process {other.pid}" in (attempt.reason or "")
+    assert f"process {other.pid}" in reaped.reason
+    assert attempt.reason == reaped.reason
     assert store.events()[-1].kind == "lost"
     assert store.reap() == []
 
@@ -78,14 +92,21 @@ def test_claim_takes_back_the_jobs_of_a_killed_process_first(
     assert tools.take(store, "w1") == [Claim(job_id=1, attempt=2, owner="w1")]
 
 
-def test_living_process_with_an_ended_lease_loses_its_job(
+def test_living_process_that_is_silent_for_its_lease_loses_its_job(
     store: Store, other: subprocess.Popen[str]
 ) -> None:
-    lease = store.job(1).lease_until
-    assert lease is not None
-    assert store.reap(lease) == []
-    assert store.reap(lease + 1) == [Claim(job_id=1, attempt=1, owner="other")]
-    assert "lease of worker other ended 1 s ago" in (store.attempts(1)[0].reason or "")
+    lease = store.job(1).lease_seconds
+    assert lease == 1e6
+    assert store.reap() == []
+    store.clock.move(lease)  # type: ignore[attr-defined]
+    assert store.reap() == []
+    store.clock.move(1)  # type: ignore[attr-defined]
+    assert claims_of(store.reap()) == [Claim(job_id=1, attempt=1, owner="other")]
+    assert store.attempts(1)[0].reason == "no sign of life of worker other for 1000001 s"
+
+
+def claims_of(reaped: list[Reaped]) -> list[Claim]:
+    return [one.claim for one in reaped]
 
 
 def stranger(**changes: object) -> WorkerInfo:
@@ -110,9 +131,9 @@ def test_only_a_process_of_this_host_boot_and_container_is_judged(
 ) -> None:
     store.register_worker(worker)
     (claim,) = tools.take(store, "other")
-    assert store.reap() == ([claim] if gone else [])
+    assert claims_of(store.reap()) == ([claim] if gone else [])
     store.clock.move(LEASE + 1)  # type: ignore[attr-defined]
-    assert store.reap() == ([] if gone else [claim])
+    assert claims_of(store.reap()) == ([] if gone else [claim])
 
 
 def test_nothing_is_provable_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,30 +146,38 @@ def test_worker_that_ended_loses_what_it_still_holds(store: Store) -> None:
     (claim,) = tools.take(store)
     store.worker_ended("w1")
     assert store.workers(["w1"])["w1"].ended_at == store.now()
-    assert store.reap() == [claim]
+    assert claims_of(store.reap()) == [claim]
     assert [event.kind for event in store.events()][-2:] == ["worker_ended", "lost"]
+    assert store.attempts(claim.job_id)[0].reason == "worker w1 has ended"
 
 
-def test_lease_decides_by_the_clock_and_renewing_prolongs_it(store: Store) -> None:
+def test_every_write_of_the_owner_is_a_sign_of_life(store: Store) -> None:
     store.register_worker(stranger(host="elsewhere"))
     (claim,) = tools.take(store, "other")
-    for _ in range(5):
+    signs: list[Callable[[], object]] = [
+        lambda: store.renew([claim]),
+        lambda: store.record_epochs([tools.write(claim, 1, tools.point(1))]),
+        lambda: store.record_checkpoint([(claim, tools.point(1, 5))]),
+        lambda: store.stand_at(claim, tools.point(1), [], "damaged"),
+        lambda: store.renew([claim]),
+    ]
+    assert store.reap() == []
+    for sign in signs:
         store.clock.move(LEASE - 1)  # type: ignore[attr-defined]
+        sign()
         assert store.reap() == []
-        assert store.renew([claim], LEASE) == [claim]
-    store.clock.move(LEASE - 1)  # type: ignore[attr-defined]
-    assert store.record_epochs([tools.write(claim, 1)], LEASE) == []  # prolongs it too
     store.clock.move(LEASE)  # type: ignore[attr-defined]
     assert store.reap() == []
     store.clock.move(1)  # type: ignore[attr-defined]
-    assert store.reap() == [claim]
-    assert store.renew([claim], LEASE) == []
+    assert claims_of(store.reap()) == [claim]
+    assert store.renew([claim]).held == []
 
 
 def test_late_renewal_holds_where_nobody_has_taken_the_job_back(store: Store) -> None:
     (claim,) = tools.take(store)
+    assert store.reap() == []
     store.clock.move(10 * LEASE)  # type: ignore[attr-defined]
-    assert store.renew([claim], LEASE) == [claim]
+    assert store.renew([claim]).held == [claim]
     assert store.reap() == []
 
 

@@ -1,18 +1,27 @@
 """The store: every SQL statement of ensq. Start with ``Store.open``."""
 
-from ensq.store.checks import check
+from ensq.store.checks import check, check_files
+from ensq.store.locks import LockProbe, OtherWorker, WorkerLock
+from ensq.store.policy import Policy
 from ensq.store.process import is_gone, worker_info
 from ensq.store.store import Store
-from ensq.store.values import MAX_FAILURES, Added, EpochWrite, Event, EventKind
+from ensq.store.values import Added, EpochWrite, Event, EventKind, Outlook, Reaped, Renewal
 
 __all__ = [
-    "MAX_FAILURES",
     "Added",
     "EpochWrite",
     "Event",
     "EventKind",
+    "LockProbe",
+    "OtherWorker",
+    "Outlook",
+    "Policy",
+    "Reaped",
+    "Renewal",
     "Store",
+    "WorkerLock",
     "check",
+    "check_files",
     "is_gone",
     "worker_info",
 ]

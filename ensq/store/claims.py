@@ -1,24 +1,34 @@
-"""Who holds a job: claims, leases, and taking jobs back from workers that are lost."""
+"""Who holds a job: claims and leases."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, insert, select, update
 
 from ensq.errors import EnsqError
-from ensq.jobs import Claim, Job, Outcome, State, WorkerInfo
+from ensq.jobs import Claim, Job, State, WorkerInfo
 from ensq.schema import attempts, ensembles, epochs, jobs, workers
 from ensq.store import fences, history
 from ensq.store.ensembles import require
-from ensq.store.process import is_gone
-from ensq.store.rows import to_job, to_worker
-from ensq.store.values import EventKind
+from ensq.store.policy import Policy
+from ensq.store.rows import to_job
+from ensq.store.values import EventKind, Renewal
 
 _QUEUED = State.QUEUED.value
 _RUNNING = State.RUNNING.value
+
+
+def claimable(now: float, policy: Policy) -> ColumnElement[bool]:
+    """That a job is queued, and no pause after a failure holds it back.
+
+    ``not_before`` was set by another host's clock. If that is far ahead, the pause would be long;
+    so a time that no pause of ours can lead to is no reason to wait.
+    """
+    paused = and_(jobs.c.not_before > now, jobs.c.not_before <= now + policy.longest_pause)
+    return and_(jobs.c.state == _QUEUED, ~paused)
 
 
 def claim(
@@ -28,13 +38,13 @@ def claim(
     *,
     limit: int,
     lease_seconds: float,
+    policy: Policy,
     ensemble: str | None = None,
     log_path: str | None = None,
 ) -> list[Job]:
-    """Reap, then take up to ``limit`` queued jobs that can train as one pack; see Store.claim."""
+    """Take up to ``limit`` queued jobs that can train as one pack; see Store.claim."""
     if limit < 1:  # SQLite takes a negative one for no limit
         raise ValueError(f"a claim takes at least one job, not {limit}")
-    reap(connection, now)
     known = connection.execute(
         update(workers)
         .where(workers.c.id == worker_id, workers.c.ended_at.is_(None))
@@ -42,11 +52,12 @@ def claim(
     )
     if known.rowcount != 1:
         raise EnsqError(f"worker {worker_id!r} is not registered, or has ended")
-    taken = _take(connection, now, worker_id, limit, now + lease_seconds, ensemble)
+    taken = _take(connection, now, worker_id, limit, lease_seconds, policy, ensemble)
     if not taken and ensemble is not None:
         require(connection, ensemble)
     jobs_taken = sorted((_rewind(connection, job) for job in taken), key=lambda job: job.index)
     for job in jobs_taken:
+        start_step = job.checkpoint.step if job.checkpoint else 0
         connection.execute(
             insert(attempts).values(
                 job_id=job.id,
@@ -54,6 +65,7 @@ def claim(
                 worker_id=worker_id,
                 started_at=now,
                 start_epoch=job.epoch,
+                start_step=start_step,
                 log_path=log_path,
             )
         )
@@ -62,10 +74,26 @@ def claim(
             now,
             EventKind.CLAIMED,
             job,
-            f"seed {job.seed}, from epoch {job.epoch}",
+            f"seed {job.seed}, from epoch {job.epoch}"
+            + (f", step {start_step}" * bool(start_step)),
             worker_id=worker_id,
         )
     return jobs_taken
+
+
+def unacknowledged(
+    connection: Connection, worker_id: str, known: Collection[tuple[int, int]]
+) -> list[Job]:
+    """Jobs that this worker claimed without learning of it: the connection broke at COMMIT.
+
+    ``known`` are the attempts (job, number) that it did learn of.
+    """
+    rows = connection.execute(
+        select(jobs)
+        .where(jobs.c.state == _RUNNING, jobs.c.owner == worker_id)
+        .order_by(jobs.c.position)
+    )
+    return [job for job in map(to_job, rows) if (job.id, job.attempt) not in known]
 
 
 def _take(
@@ -73,7 +101,8 @@ def _take(
     now: float,
     worker_id: str,
     limit: int,
-    lease_until: float,
+    lease_seconds: float,
+    policy: Policy,
     ensemble: str | None,
 ) -> list[Job]:
     """The one statement that hands out jobs.
@@ -85,7 +114,7 @@ def _take(
     """
     queue = select(
         jobs.c.ensemble_id, jobs.c.checkpoint_epoch, jobs.c.checkpoint_step, jobs.c.position
-    ).where(jobs.c.state == _QUEUED)
+    ).where(claimable(now, policy))
     if ensemble is not None:
         wanted = select(ensembles.c.id).where(ensembles.c.name == ensemble).scalar_subquery()
         queue = queue.where(jobs.c.ensemble_id == wanted)
@@ -102,7 +131,7 @@ def _take(
     )
     pack = (
         select(jobs.c.id)
-        .where(jobs.c.state == _QUEUED)
+        .where(claimable(now, policy))
         .where(jobs.c.ensemble_id == select(head.c.ensemble_id).scalar_subquery())
         .where(jobs.c.checkpoint_epoch == select(head.c.checkpoint_epoch).scalar_subquery())
         .where(jobs.c.checkpoint_step == select(head.c.checkpoint_step).scalar_subquery())
@@ -118,7 +147,10 @@ def _take(
             state=_RUNNING,
             attempt=jobs.c.attempt + 1,
             owner=worker_id,
-            lease_until=lease_until,
+            lease_seconds=lease_seconds,
+            beat=jobs.c.beat + 1,
+            not_before=0.0,
+            wish=None,
             error=None,
             updated_at=now,
         )
@@ -162,91 +194,40 @@ def rewind_to(connection: Connection, job: Job, start: int) -> Job:
     return replace(job, **changes)
 
 
-def reap(connection: Connection, now: float) -> list[Claim]:
-    """Take running jobs back from workers that are lost; see Store.reap."""
-    rows = connection.execute(
-        select(jobs.c.id, jobs.c.attempt, jobs.c.owner, jobs.c.lease_until)
-        .where(jobs.c.state == _RUNNING)
-        .order_by(jobs.c.id)
-        .with_for_update(skip_locked=True)
-    ).all()
-    if not rows:
-        return []
-    owners = connection.execute(
-        select(workers).where(workers.c.id.in_({row.owner for row in rows}))
-    )
-    causes = {row.id: _why_lost(to_worker(row)) for row in owners}
-    reaped = []
-    for row in rows:
-        reason = causes[row.owner]
-        if reason is None and row.lease_until < now:
-            reason = f"lease of worker {row.owner} ended {now - row.lease_until:.0f} s ago"
-        if reason is not None:
-            held = Claim(job_id=row.id, attempt=row.attempt, owner=row.owner)
-            give_back(connection, now, held, Outcome.LOST, reason)
-            reaped.append(held)
-    return reaped
-
-
-def _why_lost(worker: WorkerInfo) -> str | None:
-    """Why the worker can't hold a job any more, whatever its lease says; None if it may."""
-    if worker.ended_at is not None:
-        return f"worker {worker.id} has ended"
-    if is_gone(worker):
-        return f"worker {worker.id}: process {worker.pid} on {worker.host} is gone"
-    return None
-
-
-def give_back(
-    connection: Connection, now: float, held: Claim, outcome: Outcome, reason: str
-) -> bool:
-    """running -> queued, fenced. False if the claim no longer holds."""
-    row = connection.execute(
-        update(jobs)
-        .where(fences.held(held))
-        .values(
-            state=_QUEUED,
-            owner=None,
-            lease_until=None,
-            interruptions=jobs.c.interruptions + 1,
-            updated_at=now,
-        )
-        .returning(*jobs.c)
-    ).one_or_none()
-    if row is None:
-        return False
-    history.end_attempt(connection, now, held.job_id, held.attempt, outcome, reason)
-    kind = EventKind.LOST if outcome is Outcome.LOST else EventKind.INTERRUPTED
-    history.note_job(connection, now, kind, to_job(row), reason, worker_id=held.owner)
-    return True
-
-
 def renew(
     connection: Connection,
     now: float,
     claims: Sequence[Claim],
-    lease_seconds: float,
     worker_id: str | None = None,
-) -> list[Claim]:
-    """Prolong leases; returns those that are still held."""
-    still = []
-    for held in claims:
-        done = connection.execute(
-            update(jobs).where(fences.held(held)).values(lease_until=now + lease_seconds)
-        )
-        if done.rowcount == 1:
+) -> Renewal:
+    """Move the beats of jobs that are still held; see Store.renew."""
+    still, hold = [], set()
+    for held in sorted(claims, key=lambda claim: claim.job_id):  # one order, so no deadlock
+        row = connection.execute(
+            update(jobs)
+            .where(fences.held(held))
+            .values(beat=jobs.c.beat + 1)
+            .returning(jobs.c.wish)
+        ).one_or_none()
+        if row is not None:
             still.append(held)
+            hold |= {held.job_id} if row.wish == "hold" else set()
     seen = {held.owner for held in claims} | ({worker_id} if worker_id else set())
-    mark_seen(connection, now, seen)
-    return still
+    drained = mark_seen(connection, now, seen)
+    return Renewal([held for held in claims if held in still], frozenset(hold), drained)
 
 
-def mark_seen(connection: Connection, now: float, worker_ids: set[str]) -> None:
-    """Note a sign of life of workers."""
-    if worker_ids:
-        connection.execute(
-            update(workers).where(workers.c.id.in_(worker_ids)).values(last_seen=now)
-        )
+def mark_seen(connection: Connection, now: float, worker_ids: set[str]) -> bool:
+    """Note a sign of life of workers; whether one of them was asked to leave."""
+    if not worker_ids:
+        return False
+    rows = connection.execute(
+        update(workers)
+        .where(workers.c.id.in_(worker_ids))
+        .values(last_seen=now)
+        .returning(workers.c.drain)
+    )
+    return any(drain for (drain,) in rows)
 
 
 def register(connection: Connection, now: float, worker: WorkerInfo) -> None:
@@ -268,6 +249,8 @@ def register(connection: Connection, now: float, worker: WorkerInfo) -> None:
             boot_id=worker.boot_id,
             slurm_job=worker.slurm_job,
             device=worker.device,
+            lock_byte=worker.lock_byte,
+            drain=0,
             started_at=worker.started_at or now,
             last_seen=worker.last_seen or now,
         )
@@ -290,3 +273,14 @@ def unregister(connection: Connection, now: float, worker_id: str) -> None:
     )
     if done.rowcount == 1:
         history.note(connection, now, EventKind.WORKER_ENDED, "", worker_id=worker_id)
+
+
+def drain(connection: Connection, now: float, worker_ids: Sequence[str] | None) -> list[str]:
+    """Ask workers to leave; see Store.drain."""
+    query = update(workers).where(workers.c.ended_at.is_(None), workers.c.drain == 0)
+    if worker_ids is not None:
+        query = query.where(workers.c.id.in_(sorted(worker_ids)))
+    asked = sorted(connection.execute(query.values(drain=1).returning(workers.c.id)).scalars())
+    for worker_id in asked:
+        history.note(connection, now, EventKind.DRAINED, "by a person", worker_id=worker_id)
+    return asked

@@ -1,4 +1,4 @@
-"""What people do to the queue: add an ensemble, cancel members, try them again."""
+"""What people do to the queue: add an ensemble; cancel, retry, hold members."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from ensq.schema import ensembles, jobs
 from ensq.store import history
 from ensq.store.rows import from_checkpoint, to_ensemble, to_job
 from ensq.store.values import Added, EventKind
+
+_COUNTS = ("failures", "crashes", "losses", "interruptions", "strikes", "stalls")
+_NO_COUNTS = dict.fromkeys(_COUNTS, 0)
 
 
 def add(
@@ -93,9 +96,9 @@ def _insert_job(
         "attempt": 0,
         "epochs": int(epochs),
         "epoch": 0,
-        "failures": 0,
-        "crashes": 0,
-        "interruptions": 0,
+        "beat": 0,
+        "not_before": 0.0,
+        **_NO_COUNTS,
         "updated_at": now,
         **from_checkpoint(None, "checkpoint"),
         **from_checkpoint(None, "previous"),
@@ -116,7 +119,8 @@ def cancel(connection: Connection, now: float, name: str, seeds: Sequence[int] |
             .values(
                 state=State.CANCELLED.value,
                 owner=None,
-                lease_until=None,
+                lease_seconds=None,
+                wish=None,
                 error=None,
                 updated_at=now,
             )
@@ -143,16 +147,49 @@ def retry(connection: Connection, now: float, name: str, seeds: Sequence[int] | 
             .where(jobs.c.id == job.id)
             .values(
                 state=State.QUEUED.value,
-                failures=0,
-                crashes=0,
-                interruptions=0,
                 error=None,
+                not_before=0.0,
                 updated_at=now,
+                **_NO_COUNTS,
             )
         )
         history.note_job(connection, now, EventKind.RETRIED, job, f"was {job.state}")
         changed.append(job.seed)
     return changed
+
+
+def hold(connection: Connection, now: float, name: str, seeds: Sequence[int] | None) -> list[int]:
+    """queued -> held; a running one is asked to become so. See Store.hold."""
+    changed = []
+    for job in _chosen(connection, name, seeds):
+        if job.state is State.QUEUED:
+            _set(connection, now, job, state=State.HELD.value)
+        elif job.state is State.RUNNING and job.wish is None:
+            _set(connection, now, job, wish="hold")
+        else:
+            continue
+        history.note_job(connection, now, EventKind.HELD, job, f"was {job.state}")
+        changed.append(job.seed)
+    return changed
+
+
+def unhold(connection: Connection, now: float, name: str, seeds: Sequence[int] | None) -> list[int]:
+    """held -> queued; the wish on a running one is taken back. See Store.unhold."""
+    changed = []
+    for job in _chosen(connection, name, seeds):
+        if job.state is State.HELD:
+            _set(connection, now, job, state=State.QUEUED.value, not_before=0.0)
+        elif job.wish == "hold":
+            _set(connection, now, job, wish=None)
+        else:
+            continue
+        history.note_job(connection, now, EventKind.UNHELD, job, f"was {job.state}")
+        changed.append(job.seed)
+    return changed
+
+
+def _set(connection: Connection, now: float, job: Job, **values: Any) -> None:
+    connection.execute(update(jobs).where(jobs.c.id == job.id).values(updated_at=now, **values))
 
 
 def _chosen(connection: Connection, name: str, seeds: Sequence[int] | None) -> list[Job]:

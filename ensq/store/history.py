@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, case, insert, select, update
 
 from ensq.jobs import Job, Outcome
 from ensq.schema import attempts, events, jobs
@@ -56,21 +56,35 @@ def end_attempt(
     number: int,
     outcome: Outcome,
     reason: str | None,
+    log_tail: str | None = None,
 ) -> None:
-    """Close an attempt's row, at the epoch that the job's row stands at."""
-    reached = select(jobs.c.epoch).where(jobs.c.id == job_id).scalar_subquery()
+    """Close an attempt's row, at the place that the job's row stands at."""
+    place = select(
+        jobs.c.epoch,
+        case((jobs.c.checkpoint_epoch == jobs.c.epoch, jobs.c.checkpoint_step), else_=0),
+    ).where(jobs.c.id == job_id)
+    epoch, step = connection.execute(place).one()
     connection.execute(
         update(attempts)
         .where(attempts.c.job_id == job_id, attempts.c.number == number)
         .where(attempts.c.ended_at.is_(None))
-        .values(ended_at=now, outcome=outcome.value, end_epoch=reached, reason=reason)
+        .values(
+            ended_at=now,
+            outcome=outcome.value,
+            end_epoch=epoch,
+            end_step=step,
+            reason=reason,
+            log_tail=log_tail,
+        )
     )
 
 
-def restart_attempt(connection: Connection, job_id: int, number: int, epoch: int) -> None:
-    """Note that an attempt goes on from another epoch than it was given."""
+def restart_attempt(
+    connection: Connection, job_id: int, number: int, epoch: int, step: int
+) -> None:
+    """Note that an attempt goes on from another place than it was given."""
     connection.execute(
         update(attempts)
         .where(attempts.c.job_id == job_id, attempts.c.number == number)
-        .values(start_epoch=epoch)
+        .values(start_epoch=epoch, start_step=step)
     )

@@ -2,7 +2,8 @@
 
 A process is known by host name, boot id, process id and start time together: ids are used again,
 and containers on one machine share the boot id but not the process ids, so the namespace of the
-process ids is kept with the boot id. Where /proc is missing nothing is provable and leases decide.
+process ids is kept with the boot id. A worker that holds a byte of the lock file is known by that
+as well, across such namespaces. Where neither can be judged nothing is provable: leases decide.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import socket
 from pathlib import Path
 
 from ensq.jobs import WorkerInfo
+from ensq.store import locks
+from ensq.store.target import Target
 
 
 def boot_id() -> str:
@@ -39,7 +42,11 @@ def start_time(pid: int) -> str | None:
 
 
 def worker_info(
-    worker_id: str, *, slurm_job: str | None = None, device: str | None = None
+    worker_id: str,
+    *,
+    slurm_job: str | None = None,
+    device: str | None = None,
+    lock_byte: int | None = None,
 ) -> WorkerInfo:
     """This process as a worker: what ``Store.register_worker`` wants."""
     pid = os.getpid()
@@ -52,15 +59,40 @@ def worker_info(
         boot_id=identity,
         slurm_job=slurm_job,
         device=device,
+        lock_byte=lock_byte,
     )
 
 
-def is_gone(worker: WorkerInfo) -> bool:
-    """Whether the worker's process is *provably* gone; False if it lives or can't be judged."""
+def is_here(worker: WorkerInfo) -> bool:
+    """Whether the worker runs, or ran, on this host."""
+    return worker.host == socket.gethostname()
+
+
+def is_alive(worker: WorkerInfo) -> bool:
+    """Whether the worker's process is there, on this host; one that is stopped is, too."""
     here = boot_id()
-    if not here or worker.boot_id != here or worker.host != socket.gethostname():
+    if not here or not is_here(worker) or worker.boot_id != here or worker.ended_at is not None:
         return False
     try:
-        return start_time(worker.pid) != worker.pid_start
+        return start_time(worker.pid) == worker.pid_start
     except (OSError, IndexError):
         return False
+
+
+def is_gone(worker: WorkerInfo, target: Target | None = None) -> bool:
+    """Whether the worker's process is *provably* gone; False if it lives or can't be judged.
+
+    ``target`` is the database, beside which the lock file lies.
+    """
+    here = boot_id()
+    if not here or worker.boot_id.partition("/")[0] != here.partition("/")[0]:
+        return False  # another machine, or another boot of this one with its own lock file
+    if worker.host == socket.gethostname() and worker.boot_id == here:
+        try:
+            return start_time(worker.pid) != worker.pid_start
+        except (OSError, IndexError):
+            return False
+    # Another namespace of process ids on this machine: the byte tells, as locks see them all.
+    if target is None or worker.lock_byte is None:
+        return False
+    return locks.is_free(target, worker.lock_byte) is True

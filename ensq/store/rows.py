@@ -13,67 +13,63 @@ from ensq.jobs import (
     Ensemble,
     EpochRecord,
     Job,
-    Outcome,
     Result,
-    State,
     WorkerInfo,
 )
-from ensq.store.values import Event, EventKind
+from ensq.store.strict import made
+from ensq.store.values import Event
 
 NO_CHECKPOINT: dict[str, Any] = {"path": None, "digest": None, "epoch": 0, "step": 0}
 
 
 def to_ensemble(row: Row[Any]) -> Ensemble:
-    return Ensemble(**row._mapping)
+    return made(Ensemble, row._mapping)
 
 
 def to_worker(row: Row[Any]) -> WorkerInfo:
-    return WorkerInfo(**row._mapping)
+    values = dict(row._mapping)
+    return made(WorkerInfo, values | {"drain": bool(values["drain"])})
 
 
 def to_attempt(row: Row[Any]) -> Attempt:
-    values = dict(row._mapping)
-    outcome = values.pop("outcome")
-    return Attempt(outcome=None if outcome is None else Outcome(outcome), **values)
+    return made(Attempt, row._mapping)
 
 
 def to_event(row: Row[Any]) -> Event:
-    values = dict(row._mapping)
-    return Event(kind=EventKind(values.pop("kind")), **values)
+    return made(Event, row._mapping)
 
 
 def to_job(row: Row[Any]) -> Job:
     values = dict(row._mapping)
     values.pop("final_loss")
-    return Job(
-        index=values.pop("position"),
-        state=State(values.pop("state")),
-        checkpoint=_to_checkpoint(values, "checkpoint"),
-        previous_checkpoint=_to_checkpoint(values, "previous"),
-        **values,
-    )
+    values["index"] = values.pop("position")
+    values["checkpoint"] = _to_checkpoint(values, "checkpoint")
+    values["previous_checkpoint"] = _to_checkpoint(values, "previous")
+    return made(Job, values)
 
 
 def to_result(row: Row[Any]) -> Result:
-    return Result(
-        best_epoch=row.best_epoch,
-        best_loss=_or_nan(row.best_loss),
-        final_loss=_or_nan(row.final_loss),
-        path=row.result_path,
-        digest=row.result_digest,
-    )
+    values = {
+        "best_epoch": row.best_epoch,
+        "best_loss": _or_nan(row.best_loss),
+        "final_loss": _or_nan(row.final_loss),
+        "path": row.result_path,
+        "digest": row.result_digest,
+    }
+    return made(Result, values)
 
 
 def to_epoch(row: Row[Any]) -> EpochRecord:
-    return EpochRecord(
-        epoch=row.epoch,
-        train_loss=_or_nan(row.train_loss),
-        val_loss=_or_nan(row.val_loss),
-        val_rmse_force=row.val_rmse_force,
-        val_rmse_energy=row.val_rmse_energy,
-        learning_rate=row.learning_rate,
-        seconds=row.seconds,
-    )
+    values = {
+        "epoch": row.epoch,
+        "train_loss": _or_nan(row.train_loss),
+        "val_loss": _or_nan(row.val_loss),
+        "val_rmse_force": row.val_rmse_force,
+        "val_rmse_energy": row.val_rmse_energy,
+        "learning_rate": row.learning_rate,
+        "seconds": row.seconds,
+    }
+    return made(EpochRecord, values)
 
 
 def from_epoch(record: EpochRecord) -> dict[str, Any]:
@@ -118,9 +114,5 @@ def _or_nan(value: float | None) -> float:
 
 
 def _to_checkpoint(values: dict[str, Any], prefix: str) -> Checkpoint | None:
-    path, digest, epoch, step = (
-        values.pop(f"{prefix}_{key}") for key in ("path", "digest", "epoch", "step")
-    )
-    if path is None:
-        return None
-    return Checkpoint(path=path, digest=digest, epoch=epoch, step=step)
+    found = {key: values.pop(f"{prefix}_{key}") for key in NO_CHECKPOINT}
+    return None if found["path"] is None else made(Checkpoint, found)

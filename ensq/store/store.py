@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
+
+from sqlalchemy import Connection
 
 from ensq.jobs import (
-    Attempt,
     Checkpoint,
     Claim,
     Ensemble,
@@ -21,15 +22,28 @@ from ensq.jobs import (
     State,
     WorkerInfo,
 )
-from ensq.store import claims, ensembles, fences, opening, reads, writes
+from ensq.store import (
+    claims,
+    endings,
+    ensembles,
+    fences,
+    opening,
+    reads,
+    reaping,
+    writes,
+)
 from ensq.store.engine import BUSY_TIMEOUT, Database
+from ensq.store.policy import Ending, Policy
+from ensq.store.reader import Reader
 from ensq.store.target import Target
-from ensq.store.values import Added, EpochWrite, Event
+from ensq.store.values import Added, EpochWrite, Outlook, Reaped, Renewal
+from ensq.store.watch import Watch
 
 Clock = Callable[[], float]
+T = TypeVar("T")
 
 
-class Store:
+class Store(Reader):
     """An open queue. Any method may raise errors.DatabaseError.
 
     Writes about a job carry a ``Claim``. One that is superseded (another attempt, another owner,
@@ -37,9 +51,20 @@ class Store:
     for a pack do the others' part and return the claims that are lost.
     """
 
-    def __init__(self, database: Database, clock: Clock = time.time) -> None:
-        self._database = database
+    def __init__(
+        self,
+        database: Database,
+        clock: Clock = time.time,
+        *,
+        monotonic: Clock = time.monotonic,
+        policy: Policy = Policy(),  # noqa: B008  (frozen)
+    ) -> None:
+        super().__init__(database)
         self.clock = clock
+        self.policy = policy
+        self._watch = Watch(monotonic)
+        self._handed_out: set[tuple[int, int]] = set()  # attempts that claims returned
+        self._claim_unsure = False  # a claim may have been carried out without an answer
 
     @classmethod
     def open(
@@ -49,12 +74,15 @@ class Store:
         create: bool = False,
         read_only: bool = False,
         clock: Clock = time.time,
+        monotonic: Clock = time.monotonic,
         busy_timeout: float = BUSY_TIMEOUT,
+        policy: Policy = Policy(),  # noqa: B008  (frozen)
     ) -> Self:
         """Open the database at ``url``: a path, ``sqlite:///path`` or ``postgresql://…``.
 
         ``create`` makes one where there is none, or an empty one. ``read_only`` changes nothing
-        and works in a folder that can't be written. ``clock`` gives seconds since 1970.
+        and works in a folder that can't be written. ``clock`` gives seconds since 1970
+        (PostgreSQL's own counts where there is one); ``monotonic`` is the clock of leases.
 
         Raises UsageError for a URL that can't be used; DatabaseError if there is no database, or
         it isn't ensq's; MismatchError if it has another revision.
@@ -67,7 +95,8 @@ class Store:
             opening.make(target, busy_timeout)
         else:
             raise opening.missing(found, target)
-        return cls(Database(target, read_only=read_only, busy_timeout=busy_timeout), clock)
+        database = Database(target, read_only=read_only, busy_timeout=busy_timeout)
+        return cls(database, clock, monotonic=monotonic, policy=policy)
 
     def __enter__(self) -> Self:
         return self
@@ -95,8 +124,16 @@ class Store:
         return self._database.target.where
 
     def now(self) -> float:
-        """The store's time: seconds since 1970."""
+        """This host's time: seconds since 1970."""
         return self.clock()
+
+    def _write(self, work: Callable[[Connection, float], T]) -> T:
+        """Run a transaction that writes, with the time that counts for it."""
+        return self._database.run(lambda connection: work(connection, self._time(connection)))
+
+    def _time(self, connection: Connection) -> float:
+        server = self._database.now(connection)
+        return self.clock() if server is None else server
 
     # What people do
 
@@ -128,8 +165,7 @@ class Store:
             run_path=run_path,
             created_at=self.now(),
         )
-        with self._database.write() as connection:
-            return ensembles.add(connection, wanted.created_at, wanted, seeds, epochs)
+        return self._write(lambda c, now: ensembles.add(c, now, wanted, seeds, epochs))
 
     def cancel(self, ensemble: str, seeds: Sequence[int] | None = None) -> list[int]:
         """Cancel members of the ensemble of that name; all with ``seeds=None``.
@@ -138,16 +174,30 @@ class Store:
         at its next write. Returns the seeds that changed. Raises UsageError for an unknown name
         or seed.
         """
-        with self._database.write() as connection:
-            return ensembles.cancel(connection, self.now(), ensemble, seeds)
+        return self._write(lambda c, now: ensembles.cancel(c, now, ensemble, seeds))
 
     def retry(self, ensemble: str, seeds: Sequence[int] | None = None) -> list[int]:
-        """Queue failed and cancelled members again, with their counts of failures at 0.
+        """Queue failed and cancelled members again, with all their counts at 0.
 
         Returns the seeds that changed. Raises UsageError for an unknown name or seed.
         """
-        with self._database.write() as connection:
-            return ensembles.retry(connection, self.now(), ensemble, seeds)
+        return self._write(lambda c, now: ensembles.retry(c, now, ensemble, seeds))
+
+    def hold(self, ensemble: str, seeds: Sequence[int] | None = None) -> list[int]:
+        """Keep members from being claimed, until ``unhold``.
+
+        The worker of a running one saves it and gives it back once it learns of it, when it next
+        renews its lease. Returns the seeds that changed. Raises UsageError as ``cancel`` does.
+        """
+        return self._write(lambda c, now: ensembles.hold(c, now, ensemble, seeds))
+
+    def unhold(self, ensemble: str, seeds: Sequence[int] | None = None) -> list[int]:
+        """Queue held members again. Returns the seeds that changed."""
+        return self._write(lambda c, now: ensembles.unhold(c, now, ensemble, seeds))
+
+    def drain(self, worker_ids: Sequence[str] | None = None) -> list[str]:
+        """Ask workers (all with None) to finish their epoch and leave; returns their ids."""
+        return self._write(lambda c, now: claims.drain(c, now, worker_ids))
 
     # What workers do
 
@@ -157,13 +207,11 @@ class Store:
         The same worker again updates its device and SLURM job; another process under the same id
         is an IntegrityError.
         """
-        with self._database.write() as connection:
-            claims.register(connection, self.now(), worker)
+        self._write(lambda c, now: claims.register(c, now, worker))
 
     def worker_ended(self, worker_id: str) -> None:
         """Note that a worker ended; what it still holds is taken back at the next claim."""
-        with self._database.write() as connection:
-            claims.unregister(connection, self.now(), worker_id)
+        self._write(lambda c, now: claims.unregister(c, now, worker_id))
 
     def claim(
         self,
@@ -179,39 +227,70 @@ class Store:
         Lost workers' jobs are taken back first. All jobs are of one ensemble and stand at the
         same checkpoint (epoch, step): the first ensemble with queued jobs, its furthest trained
         first, then by index. Each has a new attempt number; losses recorded after its checkpoint
-        are dropped, since they will be computed again.
+        are dropped, since they will be computed again. Jobs that pause after a failure are left.
 
         Raises EnsqError if the worker is not registered, UsageError for an unknown ensemble.
         """
-        with self._database.write() as connection:
+
+        def work(connection: Connection, now: float) -> list[Job]:
+            if self._claim_unsure:
+                mine = claims.unacknowledged(connection, worker_id, self._handed_out)
+                if mine:
+                    return mine
+            # From here on the claim may be carried out without our learning of it.
+            self._claim_unsure = True
+            self._reap(connection, now)
             return claims.claim(
                 connection,
-                self.now(),
+                now,
                 worker_id,
                 limit=limit,
                 lease_seconds=lease_seconds,
+                policy=self.policy,
                 ensemble=ensemble,
                 log_path=log_path,
             )
 
-    def reap(self, now: float | None = None) -> list[Claim]:
-        """Queue again the running jobs of lost workers; returns the claims that ended.
+        taken = self._write(work)
+        self._claim_unsure = False
+        self._handed_out |= {(job.id, job.attempt) for job in taken}
+        return taken
 
-        Lost is a worker that has ended, or whose process on this host is gone (now), or whose
-        lease ended before ``now``. Counted as an interruption.
+    def reap(self) -> list[Reaped]:
+        """Take running jobs back from lost workers; returns them.
+
+        Lost is a worker that has ended, or whose process on this host is gone (now), or that gave
+        no sign of life for the length of its lease while this store watched: so a worker of
+        another host is lost at the earliest that long after the first look.
         """
-        with self._database.write() as connection:
-            return claims.reap(connection, self.now() if now is None else now)
+        return self._write(self._reap)
 
-    def renew(
-        self, held: Sequence[Claim], lease_seconds: float, worker_id: str | None = None
-    ) -> list[Claim]:
-        """Prolong leases; returns the claims that still hold. Also the workers' sign of life.
+    def _reap(self, connection: Connection, now: float) -> list[Reaped]:
+        return reaping.reap(
+            connection, now, watch=self._watch, gone=self.is_gone, policy=self.policy
+        )
+
+    def outlook(self, ensemble: str | None = None) -> Outlook:
+        """What a worker without work can expect of all ensembles, or of one; changes nothing.
+
+        Each call is a look at running jobs: see ``reap``.
+        """
+
+        def work(connection: Connection) -> Outlook:
+            lost = reaping.lost(connection, self._watch, self.is_gone)
+            gone = {row.id for row, _ in lost}
+            return reads.outlook(
+                connection, self._time(connection), self.policy, ensemble, gone, self._watch
+            )
+
+        return self._read(work)
+
+    def renew(self, held: Sequence[Claim], worker_id: str | None = None) -> Renewal:
+        """Give a sign of life for jobs; says which are still held, and what people want.
 
         ``worker_id`` is for a worker that may hold nothing at the moment.
         """
-        with self._database.write() as connection:
-            return claims.renew(connection, self.now(), held, lease_seconds, worker_id)
+        return self._write(lambda c, now: claims.renew(c, now, held, worker_id))
 
     def record_epoch(
         self,
@@ -221,11 +300,10 @@ class Store:
         best_epoch: int | None,
         best_loss: float | None,
         checkpoint: Checkpoint | None,
-        lease_seconds: float,
     ) -> None:
         """``record_epochs`` for one member. Raises LeaseLost."""
         write = EpochWrite(claim, record, best_epoch, best_loss, checkpoint)
-        if self.record_epochs([write], lease_seconds):
+        if self.record_epochs([write]):
             raise fences.lost(claim)
 
     def record_epochs(
@@ -233,106 +311,86 @@ class Store:
         members: Iterable[
             EpochWrite | tuple[Claim, EpochRecord, int | None, float | None, Checkpoint | None]
         ],
-        lease_seconds: float,
     ) -> list[Claim]:
-        """Record one epoch of a pack and prolong the leases; returns the claims that are lost.
+        """Record one epoch of a pack, a sign of life too; returns the claims that are lost.
 
         A checkpoint, which must be of that epoch at step 0, becomes the job's, and the present
-        one its fallback. An epoch recorded twice is an IntegrityError, a gap an EnsqError; then
-        nothing is written.
+        one its fallback. The same epoch again changes nothing; with other losses, or after a gap,
+        it is an EnsqError, and nothing is written.
         """
         all_writes = [EpochWrite(*member) for member in members]
-        with self._database.write() as connection:
-            return writes.record_epochs(connection, self.now(), all_writes, lease_seconds)
+        return self._write(lambda c, now: writes.record_epochs(c, now, all_writes))
 
     def record_checkpoint(self, members: Iterable[tuple[Claim, Checkpoint]]) -> list[Claim]:
         """Record checkpoints within an epoch, as on a signal; returns the claims that are lost.
 
         Raises EnsqError (nothing is written) if a checkpoint's epochs are not those recorded.
         """
-        with self._database.write() as connection:
-            return writes.record_checkpoints(connection, self.now(), members)
+        all_writes = list(members)
+        return self._write(lambda c, now: writes.record_checkpoints(c, now, all_writes))
 
-    def fall_back(self, claim: Claim, reason: str) -> Job:
-        """The job's checkpoint is damaged: use the one before, or none; returns the job.
+    def stand_at(
+        self,
+        claim: Claim,
+        checkpoint: Checkpoint | None,
+        records: Sequence[EpochRecord],
+        reason: str,
+    ) -> Job:
+        """The trainer goes on from another checkpoint than the row says: have the row stand there.
 
-        Losses recorded after the older checkpoint are dropped. Raises LeaseLost.
+        An older one (or none) is used where the newer ones are damaged; losses after it are
+        dropped. A newer one was written and never recorded; ``records``, its losses from the
+        first epoch on, fill what the rows lack. Returns the job. Raises LeaseLost; EnsqError if
+        losses would have gaps.
         """
-        with self._database.write() as connection:
-            return writes.fall_back(connection, self.now(), claim, reason)
+        return self._write(
+            lambda c, now: writes.stand_at(c, now, claim, checkpoint, records, reason)
+        )
 
-    def finish(self, claim: Claim, result: Result) -> None:
-        """running -> done. Raises LeaseLost; EnsqError unless each epoch was recorded once."""
-        with self._database.write() as connection:
-            writes.finish(connection, self.now(), claim, result)
+    def finish(self, claim: Claim, result: Result, records: Sequence[EpochRecord] = ()) -> None:
+        """running -> done. Raises LeaseLost; EnsqError unless each epoch was recorded once.
+
+        ``records`` are all epochs of a result that an earlier attempt left unrecorded.
+        """
+        self._write(lambda c, now: writes.finish(c, now, claim, result, records))
 
     def release(
-        self, held: Iterable[Claim], outcome: Outcome = Outcome.INTERRUPTED, reason: str = ""
+        self,
+        held: Iterable[Claim],
+        outcome: Outcome = Outcome.INTERRUPTED,
+        reason: str = "",
+        *,
+        asked: bool = False,
     ) -> list[Claim]:
-        """Give jobs back: running -> queued; returns the claims that are lost.
+        """Give jobs back: running -> queued (or held); returns the claims that are lost.
 
-        ``outcome`` is INTERRUPTED (or LOST); it never counts as a failure.
+        ``outcome`` is INTERRUPTED, BLOCKED or LOST; ``asked``: a person wanted the interruption.
+        See ``ensq.store.policy`` for when a job is set aside instead.
         """
-        with self._database.write() as connection:
-            return writes.release(connection, self.now(), held, outcome, reason)
+        if outcome not in (Outcome.INTERRUPTED, Outcome.BLOCKED, Outcome.LOST):
+            raise ValueError(f"a job is not released as {outcome}: use fail")
+        ending = Ending(outcome=outcome, reason=reason, asked=asked)
+        all_held = list(held)
+        return self._write(lambda c, now: endings.release(c, now, all_held, ending, self.policy))
 
-    def fail(self, claim: Claim, outcome: Outcome, reason: str, *, retry: bool) -> State:
+    def fail(
+        self,
+        claim: Claim,
+        outcome: Outcome,
+        reason: str,
+        *,
+        retry: bool,
+        log_tail: str | None = None,
+    ) -> State:
         """A try failed, by FAILURE or CRASH, which are counted apart; returns the new state.
 
-        Queued again if ``retry`` and it is not the third of its kind, else failed for good, with
-        ``reason`` as the error. Raises LeaseLost.
+        Queued again after a pause if ``retry`` and its budget is not used up, else failed for
+        good, with the reason as the error. Raises LeaseLost.
         """
-        with self._database.write() as connection:
-            return writes.fail(connection, self.now(), claim, outcome, reason, retry)
-
-    # What anyone may read
-
-    def ensembles(self) -> list[Ensemble]:
-        """All ensembles, oldest first."""
-        with self._database.read() as connection:
-            return reads.all_ensembles(connection)
-
-    def ensemble(self, name: str) -> Ensemble | None:
-        """The ensemble of that name."""
-        with self._database.read() as connection:
-            return reads.ensemble(connection, name)
-
-    def jobs(self, ensemble_id: int) -> list[Job]:
-        """The members of an ensemble, by index."""
-        with self._database.read() as connection:
-            return reads.jobs_of(connection, ensemble_id)
-
-    def job(self, job_id: int) -> Job:
-        """One job. Raises UsageError if there is none."""
-        with self._database.read() as connection:
-            return reads.job(connection, job_id)
-
-    def result(self, job_id: int) -> Result | None:
-        """What a done job left; None if it isn't done."""
-        with self._database.read() as connection:
-            return reads.result(connection, job_id)
-
-    def attempts(self, job_id: int) -> list[Attempt]:
-        """The attempts at a job, first to last."""
-        with self._database.read() as connection:
-            return reads.attempts_of(connection, job_id)
-
-    def workers(self, ids: Iterable[str]) -> dict[str, WorkerInfo]:
-        """The workers of these ids that are known, by id."""
-        with self._database.read() as connection:
-            return reads.workers_of(connection, ids)
-
-    def epochs(self, job_id: int) -> list[EpochRecord]:
-        """The losses of a job, epoch by epoch; NaN where a loss was not a number."""
-        with self._database.read() as connection:
-            return reads.epochs_of(connection, job_id)
-
-    def events(self, ensemble_id: int | None = None, limit: int = 50) -> list[Event]:
-        """The last ``limit`` events, oldest first."""
-        with self._database.read() as connection:
-            return reads.last_events(connection, ensemble_id, limit)
-
-    def counts(self, ensemble_id: int | None = None) -> dict[State, int]:
-        """How many jobs are in each state; every state is a key."""
-        with self._database.read() as connection:
-            return reads.counts(connection, ensemble_id)
+        if outcome not in (Outcome.FAILURE, Outcome.CRASH):
+            raise ValueError(f"a job fails by failure or crash, not by {outcome}: use release")
+        ending = Ending(outcome=outcome, reason=reason, retry=retry, log_tail=log_tail)
+        job = self._write(lambda c, now: endings.end(c, now, claim, ending, self.policy))
+        if job is None:
+            raise fences.lost(claim)
+        return job.state

@@ -6,10 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from ensq.jobs import Checkpoint, Claim, Ensemble, EpochRecord
-
-# A job that failed (or crashed) this often is not tried again.
-MAX_FAILURES = 3
+from ensq.jobs import Checkpoint, Claim, Ensemble, EpochRecord, Job, State
 
 
 class EventKind(StrEnum):
@@ -18,13 +15,18 @@ class EventKind(StrEnum):
     ADDED = "added"  # queued for the first time
     CLAIMED = "claimed"  # queued -> running
     DONE = "done"  # running -> done
-    INTERRUPTED = "interrupted"  # running -> queued, given back
+    INTERRUPTED = "interrupted"  # running -> queued or held, given back
+    BLOCKED = "blocked"  # the same, since the host could not work
     LOST = "lost"  # running -> queued, taken from a worker that died or fell silent
-    REQUEUED = "requeued"  # running -> queued after a failure
+    REQUEUED = "requeued"  # running -> queued after a failure or crash
     FAILED = "failed"  # running -> failed
+    HELD = "held"  # queued -> held, or wished of a running one
+    UNHELD = "unheld"  # held -> queued, or the wish taken back
     CANCELLED = "cancelled"  # any but done -> cancelled
     RETRIED = "retried"  # failed or cancelled -> queued
     FELL_BACK = "fell_back"  # a checkpoint was damaged, the one before is used
+    ADOPTED = "adopted"  # a checkpoint or result that was never recorded is used
+    DRAINED = "drained"  # a worker was asked to leave
     WORKER_STARTED = "worker_started"
     WORKER_ENDED = "worker_ended"
 
@@ -50,6 +52,41 @@ class Added:
     ensemble: Ensemble
     new_seeds: tuple[int, ...]
     existing_seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reaped:
+    """A job that was taken back from a lost worker."""
+
+    claim: Claim
+    ensemble_id: int
+    seed: int
+    state: State
+    reason: str
+
+
+class Renewal(NamedTuple):
+    """What a worker learns when it renews its leases."""
+
+    held: list[Claim]  # those of the claims that still hold
+    hold: frozenset[int]  # jobs among them that a person wants held
+    drain: bool  # a person wants the worker to finish its epoch and leave
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outlook:
+    """What a worker without work can expect."""
+
+    claimable: int  # queued members that may be claimed now
+    due_in: float | None  # seconds until the first pause after a failure ends; None without one
+    running: int  # held by any worker
+    unsure: tuple[Job, ...]  # running ones whose worker gave no sign of life yet since we look
+    lost: int  # running ones whose worker is known to be lost: a claim takes them back
+
+    @property
+    def open(self) -> int:
+        """Members that are not ended and not held back by a person."""
+        return self.claimable + (self.due_in is not None) + self.running
 
 
 class EpochWrite(NamedTuple):

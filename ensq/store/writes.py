@@ -1,30 +1,30 @@
-"""What the owner of a job writes about it. Every statement here carries the fence."""
+"""What the owner of a job writes about it. Every statement here carries the fence.
+
+Each function may be called again after it was carried out, as happens when the connection breaks
+while COMMIT is on its way: then it changes nothing more.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, case, false, func, insert, select, update
+from sqlalchemy import Connection, case, func, insert, select, update
 
 from ensq.errors import EnsqError
-from ensq.jobs import Checkpoint, Claim, Job, Outcome, Result, State
+from ensq.jobs import Checkpoint, Claim, EpochRecord, Job, Outcome, Result, State
 from ensq.schema import epochs, jobs
-from ensq.store import claims, fences, history
-from ensq.store.rows import from_checkpoint, from_epoch, number, one_line, to_job
-from ensq.store.values import MAX_FAILURES, EpochWrite, EventKind
-
-_LEFT = {"owner": None, "lease_until": None}  # a job that no one holds
+from ensq.store import claims, endings, fences, history
+from ensq.store.rows import from_checkpoint, from_epoch, number, to_epoch, to_job
+from ensq.store.values import EpochWrite, EventKind
 
 
-def record_epochs(
-    connection: Connection, now: float, writes: Iterable[EpochWrite], lease_seconds: float
-) -> list[Claim]:
+def record_epochs(connection: Connection, now: float, writes: Iterable[EpochWrite]) -> list[Claim]:
     """One epoch of a pack; returns the claims that are lost. See Store.record_epochs."""
     lost = []
     owners = set()
-    for write in writes:
-        if _record_epoch(connection, now, write, now + lease_seconds):
+    for write in sorted(writes, key=lambda write: write.claim.job_id):  # one order, no deadlock
+        if _record_epoch(connection, now, write):
             owners.add(write.claim.owner)
         else:
             lost.append(write.claim)
@@ -32,15 +32,29 @@ def record_epochs(
     return lost
 
 
-def _record_epoch(
-    connection: Connection, now: float, write: EpochWrite, lease_until: float
-) -> bool:
+def _record_epoch(connection: Connection, now: float, write: EpochWrite) -> bool:
     held, record, checkpoint = write.claim, write.record, write.checkpoint
     if checkpoint is not None and (checkpoint.epoch, checkpoint.step) != (record.epoch, 0):
         raise EnsqError(
             f"job {held.job_id}: a checkpoint at epoch {checkpoint.epoch}, step {checkpoint.step} "
             f"can't be recorded with epoch {record.epoch}"
         )
+    before = connection.execute(
+        select(jobs.c.epoch).where(fences.held(held)).with_for_update()
+    ).scalar_one_or_none()
+    if before is None:
+        return False
+    if record.epoch <= before:
+        _require_recorded(connection, held, record)
+        return True
+    if record.epoch > before + 1:
+        raise EnsqError(
+            f"job {held.job_id}: epoch {record.epoch} can't follow epoch {before}: losses must "
+            "have no gaps"
+        )
+    connection.execute(
+        insert(epochs).values(job_id=held.job_id, attempt=held.attempt, **from_epoch(record))
+    )
     values: dict[str, Any] = {
         "epoch": int(record.epoch),
         "train_loss": number(record.train_loss),
@@ -48,27 +62,28 @@ def _record_epoch(
         "best_epoch": None if write.best_epoch is None else int(write.best_epoch),
         "best_loss": number(write.best_loss),
         "seconds_per_epoch": float(record.seconds),
-        "lease_until": lease_until,
+        "beat": jobs.c.beat + 1,
         "updated_at": now,
     }
     if checkpoint is not None:
         values |= _shift(checkpoint)
-    before = connection.execute(
-        select(jobs.c.epoch).where(fences.held(held)).with_for_update()
-    ).scalar_one_or_none()
-    if before is None:
-        return False
-    if record.epoch > before + 1:
-        raise EnsqError(
-            f"job {held.job_id}: epoch {record.epoch} can't follow epoch {before}: losses must "
-            "have no gaps"
-        )
-    # An epoch that is there already is a bug of the caller: the primary key refuses it.
-    connection.execute(
-        insert(epochs).values(job_id=held.job_id, attempt=held.attempt, **from_epoch(record))
-    )
     connection.execute(update(jobs).where(fences.held(held)).values(values))
     return True
+
+
+def _require_recorded(connection: Connection, held: Claim, record: EpochRecord) -> None:
+    """Raise EnsqError unless this very epoch was recorded by this attempt."""
+    row = connection.execute(
+        select(epochs).where(epochs.c.job_id == held.job_id, epochs.c.epoch == record.epoch)
+    ).one_or_none()
+    if (
+        row is None
+        or row.attempt != held.attempt
+        or from_epoch(to_epoch(row)) != from_epoch(record)
+    ):
+        raise EnsqError(
+            f"job {held.job_id}: epoch {record.epoch} is recorded already, with other losses"
+        )
 
 
 def record_checkpoints(
@@ -76,11 +91,11 @@ def record_checkpoints(
 ) -> list[Claim]:
     """Point jobs to new checkpoints; returns the claims that are lost."""
     lost = []
-    for held, checkpoint in writes:
+    for held, checkpoint in sorted(writes, key=lambda write: write[0].job_id):
         row = connection.execute(
             update(jobs)
             .where(fences.held(held))
-            .values(updated_at=now, **_shift(checkpoint))
+            .values(updated_at=now, beat=jobs.c.beat + 1, **_shift(checkpoint))
             .returning(jobs.c.epoch)
         ).one_or_none()
         if row is None:
@@ -103,32 +118,86 @@ def _shift(checkpoint: Checkpoint) -> dict[str, Any]:
     return values
 
 
-def fall_back(connection: Connection, now: float, held: Claim, reason: str) -> Job:
-    """Use the checkpoint before, or none; see Store.fall_back."""
-    row = connection.execute(select(jobs).where(fences.held(held)).with_for_update()).one_or_none()
-    if row is None:
-        raise fences.lost(held)
-    present = to_job(row)
+def stand_at(
+    connection: Connection,
+    now: float,
+    held: Claim,
+    checkpoint: Checkpoint | None,
+    records: Sequence[EpochRecord],
+    reason: str,
+) -> Job:
+    """Have the row stand where the training really goes on; see Store.stand_at."""
+    job = _locked(connection, held)
+    if checkpoint == job.checkpoint:
+        return job
+    start = checkpoint.epoch if checkpoint else 0
+    newer = _place(checkpoint) > _place(job.checkpoint)
+    _fill(connection, job, held, [record for record in records if record.epoch <= start])
+    values = from_checkpoint(checkpoint, "checkpoint")
+    if newer:
+        # What was there is still a place to go on from. A job that gets further is no poison.
+        values |= from_checkpoint(job.checkpoint, "previous") | {"strikes": 0, "stalls": 0}
+    elif _place(checkpoint) <= _place(job.previous_checkpoint):
+        values |= from_checkpoint(None, "previous")
     row = connection.execute(
         update(jobs)
         .where(fences.held(held))
-        .values(
-            updated_at=now,
-            **from_checkpoint(present.previous_checkpoint, "checkpoint"),
-            **from_checkpoint(None, "previous"),
-        )
+        .values(updated_at=now, beat=jobs.c.beat + 1, **values)
         .returning(*jobs.c)
     ).one()
-    start = row.checkpoint_epoch
     job = claims.rewind_to(connection, to_job(row), start)
-    history.restart_attempt(connection, held.job_id, held.attempt, start)
-    message = f"{reason}; goes on from epoch {start}"
-    history.note_job(connection, now, EventKind.FELL_BACK, job, message, worker_id=held.owner)
+    _require_dense(connection, job, start)
+    step = checkpoint.step if checkpoint else 0
+    history.restart_attempt(connection, held.job_id, held.attempt, start, step)
+    kind = EventKind.ADOPTED if newer else EventKind.FELL_BACK
+    where = f"epoch {start}" + (f", step {step}" if step else "")
+    history.note_job(
+        connection, now, kind, job, f"{reason}; goes on from {where}", worker_id=held.owner
+    )
     return job
 
 
-def finish(connection: Connection, now: float, held: Claim, result: Result) -> None:
+def _fill(connection: Connection, job: Job, held: Claim, records: Sequence[EpochRecord]) -> None:
+    """Insert the losses that the row doesn't know yet."""
+    for record in sorted(records, key=lambda record: record.epoch):
+        if record.epoch > job.epoch:
+            connection.execute(
+                insert(epochs).values(job_id=job.id, attempt=held.attempt, **from_epoch(record))
+            )
+
+
+def _place(checkpoint: Checkpoint | None) -> tuple[int, int]:
+    return (checkpoint.epoch, checkpoint.step) if checkpoint else (0, 0)
+
+
+def _locked(connection: Connection, held: Claim) -> Job:
+    row = connection.execute(select(jobs).where(fences.held(held)).with_for_update()).one_or_none()
+    if row is None:
+        raise fences.lost(held)
+    return to_job(row)
+
+
+def finish(
+    connection: Connection,
+    now: float,
+    held: Claim,
+    result: Result,
+    records: Sequence[EpochRecord] = (),
+) -> None:
     """running -> done; see Store.finish."""
+    if _was_finished(connection, held, result):
+        return
+    job = _locked(connection, held)
+    values: dict[str, Any] = {}
+    if records:  # of a result that was never recorded
+        _fill(connection, job, held, records)
+        last = records[-1]
+        values = {
+            "epoch": int(last.epoch),
+            "train_loss": number(last.train_loss),
+            "val_loss": number(last.val_loss),
+            "seconds_per_epoch": float(last.seconds),
+        }
     row = connection.execute(
         update(jobs)
         .where(fences.held(held))
@@ -141,67 +210,37 @@ def finish(connection: Connection, now: float, held: Claim, result: Result) -> N
             result_digest=result.digest,
             error=None,
             updated_at=now,
-            **_LEFT,
+            **endings.LEFT,
+            **values,
         )
         .returning(*jobs.c)
-    ).one_or_none()
-    if row is None:
-        raise fences.lost(held)
+    ).one()
     job = to_job(row)
-    _require_dense(connection, job)
+    _require_dense(connection, job, job.epochs)
     history.end_attempt(connection, now, job.id, job.attempt, Outcome.DONE, None)
     message = f"seed {job.seed}, best epoch {result.best_epoch}, best loss {result.best_loss:.6g}"
+    if records:
+        message += "; the result of an earlier attempt, which was never recorded"
     history.note_job(connection, now, EventKind.DONE, job, message, worker_id=held.owner)
 
 
-def _require_dense(connection: Connection, job: Job) -> None:
+def _was_finished(connection: Connection, held: Claim, result: Result) -> bool:
+    digest = connection.execute(
+        select(jobs.c.result_digest).where(
+            jobs.c.id == held.job_id,
+            jobs.c.state == State.DONE.value,
+            jobs.c.attempt == held.attempt,
+        )
+    ).scalar_one_or_none()
+    return digest == result.digest and endings.was_ended(connection, held, Outcome.DONE)
+
+
+def _require_dense(connection: Connection, job: Job, wanted: int) -> None:
     count, last = connection.execute(
         select(func.count(), func.max(epochs.c.epoch)).where(epochs.c.job_id == job.id)
     ).one()
-    if count != job.epochs or last != job.epochs:
+    if count != wanted or (last or 0) != wanted:
         raise EnsqError(
-            f"job {job.id} (seed {job.seed}) can't be done: the losses of {count} epochs are "
-            f"recorded, {job.epochs} are needed, each once"
+            f"job {job.id} (seed {job.seed}) can't stand at epoch {wanted}: the losses of {count} "
+            f"epochs are recorded, {wanted} are needed, each once"
         )
-
-
-def release(
-    connection: Connection, now: float, held: Iterable[Claim], outcome: Outcome, reason: str
-) -> list[Claim]:
-    """running -> queued; returns the claims that are lost."""
-    if outcome not in (Outcome.INTERRUPTED, Outcome.LOST):
-        raise ValueError(f"a job is released as interrupted or lost, not as {outcome}: use fail")
-    return [
-        claim for claim in held if not claims.give_back(connection, now, claim, outcome, reason)
-    ]
-
-
-def fail(
-    connection: Connection, now: float, held: Claim, outcome: Outcome, reason: str, retry: bool
-) -> State:
-    """running -> queued or failed; see Store.fail."""
-    if outcome not in (Outcome.FAILURE, Outcome.CRASH):
-        raise ValueError(f"a job fails by failure or crash, not by {outcome}: use release")
-    column = jobs.c.crashes if outcome is Outcome.CRASH else jobs.c.failures
-    again = (column + 1 < MAX_FAILURES) if retry else false()
-    row = connection.execute(
-        update(jobs)
-        .where(fences.held(held))
-        .values(
-            {
-                column.name: column + 1,
-                "state": case((again, State.QUEUED.value), else_=State.FAILED.value),
-                "error": case((again, None), else_=one_line(reason)),
-                "updated_at": now,
-                **_LEFT,
-            }
-        )
-        .returning(*jobs.c)
-    ).one_or_none()
-    if row is None:
-        raise fences.lost(held)
-    job = to_job(row)
-    history.end_attempt(connection, now, job.id, job.attempt, outcome, reason)
-    kind = EventKind.REQUEUED if job.state is State.QUEUED else EventKind.FAILED
-    history.note_job(connection, now, kind, job, reason, worker_id=held.owner)
-    return job.state
