@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ensq.jobs import Job
-from ensq.store import Store
+from ensq.store import Policy, Store
 from ensq.worker.supervisor import WorkerOptions, run_worker
 
 HERE = Path(__file__).resolve().parent
@@ -24,15 +24,18 @@ NAME = "e"
 PROGRAM = """
 import json, os, sys
 from ensq.errors import EnsqError
+from ensq.store import Policy
 from ensq.worker.supervisor import WorkerOptions, run_worker
 options = json.loads(sys.argv[1])
 options["trainer"] = tuple(options["trainer"])
+options["policy"] = Policy(**options["policy"])
 if options.pop("unfenced", False):
     from ensq.schema import jobs
     from ensq.store import fences
-    from ensq.store import Store
+    from ensq.store import Policy, Store
     fences.held = lambda claim: jobs.c.id == claim.job_id
-    Store.renew = lambda store, held, *rest, **more: held  # the tables refuse a lease on a done job
+    from ensq.store import Renewal
+    Store.renew = lambda store, held, *rest, **more: Renewal(held, frozenset(), False)
 print("cores", sorted(os.sched_getaffinity(0)), file=sys.stderr, flush=True)
 try:
     code = run_worker(WorkerOptions(**options))
@@ -104,12 +107,16 @@ class Queue:
         return self.job
 
     def options(self, **options: Any) -> dict[str, Any]:
-        return {"url": self.url, "trainer": TRAINER, "poll_seconds": 0.05} | options
+        """Options of a worker: quick, and unmoved by failures, unless told otherwise."""
+        usual = {"trainer": TRAINER, "poll_seconds": 0.05, "failures_in_a_row": 1000}
+        return {"url": self.url, "policy": {"pause": 0}} | usual | options
 
     def work(self, **options: Any) -> tuple[int, list[str]]:
         """Run a worker in this process: its exit code and its lines."""
         lines: list[str] = []
-        code = run_worker(WorkerOptions(log=lines.append, **self.options(**options)))
+        given = self.options(**options)
+        given["policy"] = Policy(**given["policy"])
+        code = run_worker(WorkerOptions(log=lines.append, **given))
         return code, lines
 
     def command(self, **options: Any) -> list[str]:

@@ -194,6 +194,15 @@ class TrainerChild:
         self._close()
         return code
 
+    def dump(self, patience: float) -> int:
+        """Have a child that hangs write the stacks of its threads into its log, and kill it."""
+        with suppress(ProcessLookupError):
+            # faulthandler writes them at once, whatever Python waits for.
+            self._process.send_signal(signal.SIGABRT)
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(patience)
+        return self.kill()
+
     def reap(self, patience: float) -> int:
         """Return code of a child whose events have ended; it is killed if it lingers."""
         try:

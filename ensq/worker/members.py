@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
-from ensq.jobs import Claim, Job
-from ensq.progress import duration, loss
+from ensq.errors import EnsqError
+from ensq.jobs import Claim, EpochRecord, Job
+from ensq.progress import duration, loss, printable
+from ensq.rundir import RunDir
 from ensq.worker import protocol as say
 from ensq.worker.child import TrainerChild
 
@@ -17,7 +20,8 @@ class Member:
 
     job: Job
     claim: Claim
-    settled: bool = False  # its row is known to stand where its training went on
+    checkpoints: int = 0  # recorded by this attempt
+    over: bool = False  # its end is on its way into the database
 
     @property
     def name(self) -> str:
@@ -27,6 +31,56 @@ class Member:
 def names(members: Sequence[Member]) -> str:
     """Members in a line of the log."""
     return ", ".join(member.name for member in members)
+
+
+def task_of(job: Job, run_dir: RunDir, log: Callable[[str], None]) -> say.MemberTask:
+    """What the trainer is told about a member: where it may write, and what it may go on from.
+
+    First what earlier attempts left behind and nobody recorded, then the recorded checkpoints.
+    Of the attempts before the one that wrote the recorded checkpoint nothing is of use: others
+    have gone on from there.
+    """
+    recorded = job.checkpoint
+    since = (recorded.epoch, recorded.step) if recorded else (0, 0)
+    first = _attempt_of(recorded.path) if recorded else 1
+    left, results = run_dir.unrecorded(job.seed, job.attempt, *since, first)
+    resume = [say.ResumeFrom(path=str(path)) for path in left]
+    for checkpoint in (recorded, job.previous_checkpoint):
+        if checkpoint is None:
+            continue
+        try:
+            path = run_dir.inside(checkpoint.path)
+        except EnsqError as error:
+            log(f"seed {job.seed}: {printable(str(error))}; not used")
+            continue
+        resume.append(say.ResumeFrom(path=str(path), digest=checkpoint.digest))
+    return say.MemberTask(
+        job_id=job.id,
+        seed=job.seed,
+        attempt=job.attempt,
+        folder=str(run_dir.attempt(job.seed, job.attempt)),
+        resume=tuple(resume),
+        results=tuple(map(str, results)),
+    )
+
+
+def _attempt_of(path: str) -> int:
+    """The attempt that wrote a checkpoint, by its folder; 1 if it lies elsewhere."""
+    number = PurePosixPath(path).parent.name.removeprefix("attempt-")
+    return int(number) if number.isdecimal() else 1
+
+
+def record_of(losses: say.EpochLosses | say.MemberEpoch) -> EpochRecord:
+    """An epoch as the store takes it."""
+    return EpochRecord(
+        epoch=losses.epoch,
+        train_loss=losses.train_loss,
+        val_loss=losses.val_loss,
+        val_rmse_force=losses.val_rmse_force,
+        val_rmse_energy=losses.val_rmse_energy,
+        learning_rate=losses.learning_rate,
+        seconds=losses.seconds,
+    )
 
 
 def with_last_lines(end: str, child: TrainerChild) -> str:

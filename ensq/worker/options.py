@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from ensq.store.policy import Policy
+
 PARENT_FD = "ENSQ_PARENT_FD"  # number of a pipe's read end; when it closes, the worker stops
 
 
@@ -33,9 +35,18 @@ class WorkerOptions:
     pack: int = 1  # members to train together
     drain: bool = False  # stay until every member is ended, and take over from workers that die
     lease_seconds: float = 60.0
-    poll_seconds: float = 5.0  # with drain: how often to look for something to take over
+    poll_seconds: float = 5.0  # how often to look for something to take over
     grace: float = 25.0  # for saving after a stop; SLURM's KillWait is 30 by default
     deadline_margin: float = 60.0  # stop that long before SLURM's time limit
+    busy_seconds: float = 10.0  # that long a transaction waits for another's
+    patience: float = 3600.0  # for a database that is away
+    open_patience: float = 60.0  # the same, before anything was done
+    # A trainer that gives no sign of life for that many of its usual epochs hangs:
+    hang_epochs: float = 20.0
+    hang_least: float = 600.0  # but not before that long
+    hang_first: float = 3600.0  # and as long as no epoch was seen, since compiling may take long
+    failures_in_a_row: int = 3  # within a minute: the host is at fault, and the worker leaves
+    policy: Policy = field(default_factory=Policy)
     trainer: tuple[str, ...] = (sys.executable, "-m", "ensq.train.child")
     parent_fd: int | None = field(default_factory=parent_fd)
     log: Callable[[str], None] = log_to_stderr

@@ -1,39 +1,53 @@
-"""One pack in training: events of the child in, fenced rows out, leases kept alive.
+"""One pack in training: the child is heard and minded, leases are kept alive.
 
-The session ends when the child says so, dies, or is stopped. By then each member that was claimed
-is done, failed, given back, or lost to another worker.
+The session ends when the child says so, dies, or is stopped, and all of it is recorded. By then
+each member that was claimed is done, failed, given back, or lost to another worker.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from ensq.errors import DatabaseError, EnsqError, LeaseLost
-from ensq.jobs import Checkpoint, Claim, Ensemble, EpochRecord, Job, Outcome, Result, State
-from ensq.progress import loss, printable
-from ensq.rundir import RunDir
-from ensq.store import EpochWrite, Store
+from ensq.errors import DatabaseError, DiskError, EnsqError
+from ensq.jobs import Ensemble, Job, Outcome
+from ensq.progress import duration, printable
+from ensq.rundir import RunDir, make_folder
+from ensq.store import Store
 from ensq.worker import protocol as say
 from ensq.worker.child import ProtocolError, TrainerChild, describe_end
-from ensq.worker.members import Member, epoch_line, names, with_last_lines
+from ensq.worker.health import Pulse, oom_kills
+from ensq.worker.members import Member, task_of, with_last_lines
 from ensq.worker.options import WorkerOptions
+from ensq.worker.recording import Recorder
 from ensq.worker.signals import STOP_SIGNALS
+from ensq.worker.stopping import Reason
 
-_FENCE = 0.7  # share of the lease after which a worker that could not renew stops by itself
+_FENCE = 0.7  # share of the lease after which a worker that could not renew trusts it no more
 _LINGER = 5.0  # seconds that a child may take to end after its last event
+_DUMP = 5.0  # seconds that a hanging child may take to write its stacks
 _STEP_LINES = 30.0  # seconds between signs of life of a long epoch in the log
-_RETRIED = frozenset({"exception", "checkpoint"})  # the other failures would come again
 _STOPPED = frozenset(-number for number in STOP_SIGNALS)  # as return codes
+_TAIL = 40  # lines of the log that are kept with an attempt that failed
+
+# What became of a member that can't go on, by what the trainer says: how it is counted, and
+# whether another try can help.
+_FAILED = {
+    "exception": (Outcome.FAILURE, True),
+    "checkpoint": (Outcome.FAILURE, True),
+    "memory": (Outcome.CRASH, True),
+    "diverged": (Outcome.FAILURE, False),
+    "mismatch": (Outcome.FAILURE, False),
+    "data": (Outcome.FAILURE, False),
+}
 
 
 class Stopper(Protocol):
     """What the session asks of ``Stopping``."""
 
-    def reason(self) -> str | None: ...
+    def reason(self) -> Reason | None: ...
     def wait(self, seconds: float, child: TrainerChild | None = None) -> None: ...
 
 
@@ -58,32 +72,53 @@ class PackSession:
         self._store = store
         self._options = options
         self._ensemble = ensemble
-        self._run_dir = RunDir(store.root / ensemble.run_path)
+        self._run_dir = RunDir.of(store.root, ensemble.run_path)
         self._stopper = stopper
         self._log = log
-        self._held = {
-            job.id: Member(job, Claim(job_id=job.id, attempt=job.attempt, owner=worker_id))
-            for job in jobs
-        }
+        self.recorder = Recorder(
+            store=store,
+            run_dir=self._run_dir,
+            jobs=jobs,
+            worker_id=worker_id,
+            on_lost=self._lost,
+            log=log,
+        )
         self._child: TrainerChild | None = None  # set while it trains
         self._over = False
-        self._stop_reason: str | None = None
+        self._stop: Reason | None = None
         self._kill_at: float | None = None  # monotonic
         self._renewed = self._beat = time.monotonic()
+        self._distrusted = False  # the lease may be over: see _FENCE
         self._step_line = 0.0
+        self._oom_kills = oom_kills()
+        speeds = [job.seconds_per_epoch for job in jobs if job.seconds_per_epoch]
+        self._pulse = Pulse(
+            epochs=options.hang_epochs,
+            least=options.hang_least,
+            first=options.hang_first,
+            usual=max(speeds, default=None),
+        )
         self.mismatch = False  # a member was refused since data or configuration changed
+        self.blocked: str | None = None  # why nothing can be trained on this host now
+        self.draining = False  # a person wants this worker to leave
 
     def train(self, child: TrainerChild) -> None:
         """Train until each member is settled. The child may be dead afterwards: see its ``ended``.
 
-        Raises DatabaseError where rows can't be written, and TrainerNotStarted.
+        Raises DatabaseError if rows could not be written for too long (what was trained lies in
+        the attempts' folders, and the next attempt takes it up), and TrainerNotStarted.
         """
         self._child = child
         child.send(self._command())
-        while not self._over:
-            self._keep_leases()
+        while not (self._over and not self.recorder.ledger.has_writes()):
+            self._keep_leases(child)
             self._mind_the_clock(child)
-            if not child.ended:
+            self._mind_the_child(child)
+            if child.ended or self._over:
+                if self.recorder.ledger.has_writes():
+                    self._give_up_on_database()
+                    self._stopper.wait(max(0.02, min(1.0, self._patience())))
+            else:
                 self._listen(child)
 
     def _listen(self, child: TrainerChild) -> None:
@@ -92,45 +127,30 @@ class PackSession:
         child.flush()
         try:
             for event in child.read_events():
+                self._pulse.sign()
                 self._handle(event)
         except ProtocolError as error:
-            child.kill()
-            self._crashed(str(error), child)
+            self._gone_mad(error, child)
         else:
             if child.ended and not self._over:
                 self._child_ended(child)
 
     def release(self, reason: str) -> None:
-        """Give back what is still held; it goes on from its last recorded checkpoint."""
-        if not self._held:
-            return
-        members = list(self._held.values())
-        self._held.clear()
-        claims = [member.claim for member in members]
-        self._store.release(claims, Outcome.INTERRUPTED, reason)
-        self._log(f"gave back {names(members)}: {reason}")
+        """Give back what is still held since this worker can't go on; no fault of the members."""
+        self.recorder.release(reason, Outcome.BLOCKED)
 
     # Commands
 
     def make_folders(self) -> None:
-        """Make each attempt's folder. Raises OSError."""
-        for member in self._held.values():
-            self._folder(member.job).mkdir(parents=True, exist_ok=True)
-
-    def _folder(self, job: Job) -> Path:
-        return self._run_dir.attempt(job.seed, job.attempt)
+        """Make each attempt's folder, so that it survives a power cut. Raises OSError."""
+        for member in self.recorder.open:
+            folder = self._run_dir.attempt(member.job.seed, member.job.attempt)
+            make_folder(folder)
 
     def _command(self) -> say.Train:
         return say.Train(
             members=tuple(
-                say.MemberTask(
-                    job_id=member.job.id,
-                    seed=member.job.seed,
-                    attempt=member.job.attempt,
-                    folder=str(self._folder(member.job)),
-                    resume=self._resume(member),
-                )
-                for member in self._held.values()
+                task_of(member.job, self._run_dir, self._log) for member in self.recorder.open
             ),
             config=self._ensemble.config,
             run_folder=str(self._run_dir.path),
@@ -139,116 +159,149 @@ class PackSession:
             data_digest=self._ensemble.data_digest,
         )
 
-    def _resume(self, member: Member) -> tuple[say.ResumeFrom, ...]:
-        found = []
-        for checkpoint in (member.job.checkpoint, member.job.previous_checkpoint):
-            if checkpoint is None:
-                continue
-            try:
-                path = self._run_dir.inside(checkpoint.path)
-            except EnsqError as error:
-                self._log(f"{member.name}: {error}; not used")
-                continue
-            found.append(say.ResumeFrom(path=str(path), digest=checkpoint.digest))
-        return tuple(found)
-
     # Time
 
     def _patience(self) -> float:
-        due = self._beat + self._options.lease_seconds / 4
-        if self._kill_at is not None:
-            due = min(due, self._kill_at)
-        return due - time.monotonic()
-
-    def _keep_leases(self) -> None:
-        """Renew the leases when it is time; members that are lost are dropped."""
         now = time.monotonic()
-        if now - self._beat < self._options.lease_seconds / 4:
-            return
-        self._beat = now
-        claims = [member.claim for member in self._held.values()]
+        times = [_STEP_LINES]
+        if self.recorder.held:
+            times.append(self._beat + self._options.lease_seconds / 4 - now)
+        if not self._over and self._stop is None:
+            times.append(self._pulse.left())
+        if self._kill_at is not None:
+            times.append(self._kill_at - now)
+        due = self.recorder.ledger.due_in()
+        if due is not None:
+            times.append(due)
+        return max(0.0, min(times))
+
+    def _keep_leases(self, child: TrainerChild) -> None:
+        """Bring what waits into the database, and renew the leases when it is time.
+
+        Also where epochs are short and are signs of life themselves: renewing is how a worker
+        learns what people want of it.
+        """
+        now = time.monotonic()
+        self._flush(child)
+        if now - self._beat >= self._options.lease_seconds / 4 and self.recorder.held:
+            self._beat = now
+            self._renew(child)
+        if (
+            not self._distrusted
+            and now - self._renewed > _FENCE * self._options.lease_seconds
+            and self.recorder.held
+        ):
+            self._distrusted = True
+            self._log(
+                f"the leases could not be renewed for {now - self._renewed:.0f} s: others may "
+                "take the members over; what is trained here counts only if they did not"
+            )
+
+    def _renew(self, child: TrainerChild) -> None:
+        ledger = self.recorder.ledger
+        if ledger.has_writes():
+            return  # the database is away; what waits there comes first
         try:
-            still = self._store.renew(claims, self._options.lease_seconds)
+            renewal = self.recorder.renew()
         except DatabaseError as error:
-            if now - self._renewed > _FENCE * self._options.lease_seconds:
-                raise
-            self._log(f"the leases could not be renewed, trying again: {error}")
+            ledger.failed(error)
+            self._give_up_on_database()
             return
-        self._renewed = now
-        self._lose([claim for claim in claims if claim not in still])
+        self._reached()
+        ledger.reached()
+        self.draining |= renewal.drain
+        if renewal.hold and self._stop is None:
+            self._begin_stop(child, Reason("held by a person", asked=True))
+
+    def _flush(self, child: TrainerChild) -> None:
+        ledger = self.recorder.ledger
+        if not ledger.has_writes():
+            return
+        try:
+            ledger.flush()
+        except ProtocolError as error:
+            self._gone_mad(error, child)
+        if not ledger.has_writes():
+            self._reached()
+
+    def _reached(self) -> None:
+        self._renewed = time.monotonic()
+        self._distrusted = False
+
+    def _give_up_on_database(self) -> None:
+        """Raise the database's error if it was away for too long, or there's no time to wait."""
+        ledger = self.recorder.ledger
+        late = self._kill_at is not None and time.monotonic() >= self._kill_at
+        if ledger.error is not None and (late or ledger.away_for > self._options.patience):
+            self._log(
+                "the database did not come back; what was trained lies in the attempts' folders, "
+                "and the next attempt takes it up from there"
+            )
+            raise ledger.error
 
     def _mind_the_clock(self, child: TrainerChild) -> None:
         """Pass a wish to stop on to the child; put an end to one that does not answer."""
-        if self._stop_reason is None:
-            self._stop_reason = self._stopper.reason()
-            if self._stop_reason is not None:
-                self._stop(child, self._stop_reason)
-        if self._kill_at is not None and time.monotonic() >= self._kill_at:
-            child.kill()
-            self._over = True
-            if self._held:
-                self._log(f"the trainer did not answer within {self._options.grace:g} s: killed")
-            self.release(self._stop_reason or "the trainer did not end")
+        if self._stop is None:
+            reason = self._stopper.reason()
+            if reason is not None:
+                self._begin_stop(child, reason)
+        if self._over or self._kill_at is None or time.monotonic() < self._kill_at:
+            return
+        child.kill()
+        self._over = True
+        if self.recorder.open:
+            self._log(f"the trainer did not answer within {self._options.grace:g} s: killed")
+        self._give_back("the trainer did not end")
 
-    def _stop(self, child: TrainerChild, reason: str) -> None:
+    def _begin_stop(self, child: TrainerChild, reason: Reason) -> None:
+        self._stop = reason
         grace = self._options.grace
+        self._kill_at = time.monotonic() + grace
+        if self._over:
+            return
         if child.ready is None:
             # It has not begun, so there's nothing to save and nothing to wait for.
             child.kill()
             self._over = True
-            self.release(reason)
+            self._give_back(reason.text)
             return
-        self._log(f"stopping ({reason}): the step is finished and saved, {grace:g} s at most")
-        child.send(say.Stop(reason=reason))
-        self._kill_at = time.monotonic() + grace
+        self._log(f"stopping ({reason.text}): the step is finished and saved, {grace:g} s at most")
+        child.send(say.Stop(reason=reason.text))
+
+    def _mind_the_child(self, child: TrainerChild) -> None:
+        """Put an end to a child that hangs, and keep what it was doing."""
+        if self._over or child.ended or self._stop is not None or self._pulse.left() > 0:
+            return
+        silence = duration(self._pulse.silence())
+        self._log(f"the trainer gave no sign of life for {silence}: it writes its stacks and ends")
+        child.dump(_DUMP)
+        self._crashed(f"the trainer hung: no sign of life for {silence}", child)
 
     # Events
 
     def _handle(self, event: say.Event) -> None:
         match event:
             case say.Ready():
-                self._on_ready(event)
+                versions = ", ".join(f"{name} {text}" for name, text in event.versions.items())
+                self._log(printable(f"trainer {event.pid} is ready: {event.device}; {versions}"))
             case say.Phase():
                 self._log(printable(event.text))
             case say.Resumed():
-                self._on_resumed(event)
+                self.recorder.resumed(event)
             case say.StepDone():
                 self._on_step(event)
             case say.EpochDone():
                 self._on_epoch(event)
             case say.MemberDone():
-                self._on_done(event)
+                self.recorder.done(event)
             case say.MemberFailed():
                 self._on_failed(event)
             case say.Stopped():
-                self._on_stopped(event)
+                self._over = True
+                self.recorder.stopped(event)
+                self._give_back("the trainer stopped")
             case say.TrainEnded():
                 self._on_ended()
-
-    def _on_ready(self, event: say.Ready) -> None:
-        versions = ", ".join(f"{name} {version}" for name, version in event.versions.items())
-        self._log(printable(f"trainer {event.pid} is ready: {event.device}; {versions}"))
-
-    def _on_resumed(self, event: say.Resumed) -> None:
-        for name in event.rejected:
-            self._log(f"a checkpoint did not verify and is not used: {printable(name)}")
-        if event.epoch or event.step:
-            self._log(f"going on after epoch {event.epoch}, step {event.step}")
-
-    def _settle(self, member: Member, epoch: int) -> bool:
-        """Have the row stand at ``epoch``, where the member really went on; False if it is lost.
-
-        A trainer that finds a checkpoint damaged goes on from the one before. The losses after
-        that one will come again, and each must be there once.
-        """
-        try:
-            while not member.settled and member.job.epoch > max(epoch, 0):
-                member.job = self._store.fall_back(member.claim, "a checkpoint did not verify")
-        except LeaseLost:
-            self._lose([member.claim])
-            return False
-        member.settled = True
-        return True
 
     def _on_step(self, event: say.StepDone) -> None:
         now = time.monotonic()
@@ -257,171 +310,96 @@ class PackSession:
             self._log(f"epoch {event.epoch}: step {event.step} of {event.steps}")
 
     def _on_epoch(self, event: say.EpochDone) -> None:
-        """One transaction for the epoch of all members that are still held."""
-        records = [
-            record
-            for record in event.members
-            if record.job_id in self._held
-            and self._settle(self._held[record.job_id], record.epoch - 1)
-        ]
-        writes = [self._epoch_write(record) for record in records]
-        if not writes:
-            return
-        try:
-            lost = self._store.record_epochs(writes, self._options.lease_seconds)
-        except DatabaseError:
-            raise
-        except EnsqError as error:  # an epoch left out, or a checkpoint of another one
-            raise ProtocolError(str(error)) from error
-        self._renewed = self._beat = self._step_line = time.monotonic()
-        self._lose(lost)
-        for record in records:
-            member = self._held.get(record.job_id)
-            if member is not None:
-                self._log(epoch_line(member, record))
-
-    def _epoch_write(self, record: say.MemberEpoch) -> EpochWrite:
-        written = record.checkpoint
-        return EpochWrite(
-            claim=self._held[record.job_id].claim,
-            record=EpochRecord(
-                epoch=record.epoch,
-                train_loss=record.train_loss,
-                val_loss=record.val_loss,
-                val_rmse_force=record.val_rmse_force,
-                val_rmse_energy=record.val_rmse_energy,
-                learning_rate=record.learning_rate,
-                seconds=record.seconds,
-            ),
-            best_epoch=record.best_epoch,
-            best_loss=record.best_loss,
-            checkpoint=None if written is None else self._checkpoint(written),
-        )
-
-    def _on_done(self, event: say.MemberDone) -> None:
-        member = self._held.get(event.job_id)
-        if member is None:
-            return
-        result = Result(
-            best_epoch=event.best_epoch,
-            best_loss=event.best_loss,
-            final_loss=event.final_loss,
-            path=self._relative(event.path),
-            digest=event.digest,
-        )
-        try:
-            self._store.finish(member.claim, result)
-        except LeaseLost:
-            self._lose([member.claim])
-        except DatabaseError:
-            raise
-        except EnsqError as error:  # refused: its losses have gaps
-            self._fail([member], Outcome.FAILURE, str(error), retry=True)
-        else:
-            del self._held[event.job_id]
-            best = f"best {loss(event.best_loss)} at epoch {event.best_epoch}"
-            self._log(f"{member.name} is done: {best}")
+        self._pulse.epoch()
+        self._step_line = time.monotonic()
+        self.recorder.epoch(event)
+        if not self.recorder.ledger.has_writes():
+            self._reached()
+        if self.draining and self._stop is None and self._child is not None:
+            self._begin_stop(self._child, Reason("a person asked this worker to leave", asked=True))
 
     def _on_failed(self, event: say.MemberFailed) -> None:
-        member = self._held.get(event.job_id)
+        member = self.recorder.held.get(event.job_id)
         if member is None:
             return
-        self.mismatch |= event.kind == "mismatch"
         reason = f"{event.kind}: {event.message}"
-        self._fail([member], Outcome.FAILURE, reason, retry=event.kind in _RETRIED)
-
-    def _on_stopped(self, event: say.Stopped) -> None:
-        self._over = True
-        try:
-            written = []
-            for job_id, member in list(self._held.items()):
-                last = event.checkpoints.get(str(job_id))
-                if last is not None and self._settle(member, last.epoch):
-                    written.append((member.claim, self._checkpoint(last)))
-            self._lose(self._store.record_checkpoint(written) if written else [])
-        except DatabaseError:
-            raise
-        except EnsqError as error:  # the checkpoints before are as good
-            self._log(f"the last checkpoints are not used: {error}")
-        self.release(self._stop_reason or "the trainer stopped")
+        if event.kind == "disk":
+            # Nothing of it is the members' fault, and the others of the pack would meet it too.
+            self.blocked = printable(" ".join(event.message.split()))
+            self.recorder.release(reason, Outcome.BLOCKED)
+            return
+        self.mismatch |= event.kind == "mismatch"
+        outcome, retry = _FAILED[event.kind]
+        tail = self._tail() if retry else None
+        self.recorder.fail([member], outcome, reason, retry=retry, log_tail=tail)
 
     def _on_ended(self) -> None:
         self._over = True
-        if self._held:
+        members = self.recorder.open
+        if members:
             reason = "the trainer ended its work without a result"
-            self._fail(list(self._held.values()), Outcome.FAILURE, reason, retry=True)
-
-    def _checkpoint(self, written: say.Written) -> Checkpoint:
-        return Checkpoint(
-            path=self._relative(written.path),
-            digest=written.digest,
-            epoch=written.epoch,
-            step=written.step,
-        )
-
-    def _relative(self, path: str) -> str:
-        try:
-            return self._run_dir.relative(Path(path))
-        except ValueError:
-            raise ProtocolError(
-                f"the trainer wrote {path!r}, which is not in {self._run_dir.path}"
-            ) from None
+            self.recorder.fail(members, Outcome.FAILURE, reason, retry=True, log_tail=self._tail())
 
     # Ends
+
+    def _give_back(self, otherwise: str) -> None:
+        """Give back what is held, for the reason that the stop has."""
+        stop = self._stop or Reason(otherwise)
+        self.recorder.release(stop.text, asked=stop.asked)
 
     def _child_ended(self, child: TrainerChild) -> None:
         code = child.reap(_LINGER)
         end = f"the trainer {describe_end(code)}"
-        if self._stop_reason is not None or code in _STOPPED:
+        if self._stop is not None or code in _STOPPED:
             # Someone wants it to stop; that is no crash.
             self._over = True
-            self.release(self._stop_reason or end)
+            self._give_back(end)
         elif child.ready is None:
             self._over = True
-            self.release("the trainer did not start")
+            self.recorder.release("the trainer did not start", Outcome.BLOCKED)
             raise TrainerNotStarted(with_last_lines(f"{end} before it was ready", child))
         else:
+            kills = oom_kills()
+            if kills is not None and self._oom_kills is not None and kills > self._oom_kills:
+                end += "; the system killed a process of this job since memory ran out"
             self._crashed(end, child)
+
+    def _gone_mad(self, error: ProtocolError, child: TrainerChild) -> None:
+        child.kill()
+        if not self._over:
+            self._crashed(str(error), child)
+        else:
+            members = list(self.recorder.held.values())
+            for member in members:
+                member.over = False
+            self.recorder.fail(members, Outcome.FAILURE, str(error), retry=True)
 
     def _crashed(self, end: str, child: TrainerChild) -> None:
         self._over = True
         reason = with_last_lines(end, child)
-        self._fail(list(self._held.values()), Outcome.CRASH, reason, retry=True)
+        members: list[Member] = self.recorder.open
+        self.recorder.fail(members, Outcome.CRASH, reason, retry=True, log_tail=self._tail())
 
-    def _fail(
-        self, members: Sequence[Member], outcome: Outcome, reason: str, *, retry: bool
-    ) -> None:
-        reason = printable(" ".join(reason.split()))
-        for member in members:
-            self._held.pop(member.job.id, None)
-            try:
-                state = self._store.fail(member.claim, outcome, reason, retry=retry)
-            except LeaseLost:
-                self._superseded([member])
-                continue
-            then = "it is tried again" if state is State.QUEUED else "it has failed for good"
-            self._log(f"{member.name}: {reason}; {then}")
+    def _tail(self) -> str | None:
+        lines = [] if self._child is None else self._child.last_lines(_TAIL)
+        return "\n".join(line[:300] for line in lines) or None
 
-    def _lose(self, claims: Sequence[Claim]) -> None:
-        """Stop work for members that belong to someone else now; publish nothing of them."""
-        gone = [self._held.pop(claim.job_id) for claim in claims if claim.job_id in self._held]
-        if not gone:
-            return
-        self._superseded(gone)
+    def _lost(self, gone: Sequence[Member]) -> None:
+        """Stop work for members that belong to someone else now."""
         if self._child is None or self._child.ended:
             return
         self._child.send(say.Drop(job_ids=tuple(member.job.id for member in gone)))
-        if not self._held and self._kill_at is None:
+        if not self.recorder.open and self._kill_at is None:
             # Nothing is left to train: a child that is compiling is not worth the wait.
             self._kill_at = time.monotonic() + self._options.grace
 
-    def _superseded(self, members: Sequence[Member]) -> None:
-        for member in members:
-            state = None
-            with suppress(EnsqError):
-                state = self._store.job(member.job.id).state
-            why = "was cancelled" if state is State.CANCELLED else "belongs to another attempt now"
-            self._log(
-                f"{member.name}: superseded; the member {why}, and nothing more is written for "
-                f"attempt {member.job.attempt}"
-            )
+
+def make_folders_or_refuse(session: PackSession, path: Path) -> None:
+    """Make the attempts' folders. Raises DiskError where that can't be."""
+    try:
+        session.make_folders()
+    except (OSError, DiskError) as error:
+        raise DiskError(
+            f"can't start training in {path}: {error}; free or repair it, then start the worker "
+            "again"
+        ) from error

@@ -16,10 +16,14 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknow
 
 
 class ResumeFrom(msgspec.Struct, frozen=True, kw_only=True):
-    """A checkpoint to go on from: absolute path and SHA-256."""
+    """A checkpoint to go on from: absolute path, and the SHA-256 that the queue recorded.
+
+    Without one the file was never recorded (its worker died, or the database was away): it counts
+    if its own seal is whole, see ``ensq.seal``.
+    """
 
     path: str
-    digest: str
+    digest: str | None = None
 
 
 class MemberTask(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,6 +34,7 @@ class MemberTask(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int
     folder: str  # absolute: the only folder this attempt may write to
     resume: tuple[ResumeFrom, ...] = ()  # newest first; the first that verifies is used
+    results: tuple[str, ...] = ()  # absolute paths of results that were never recorded
 
 
 class Train(Message, frozen=True):
@@ -101,11 +106,27 @@ class Phase(Message, frozen=True):
     text: str
 
 
-class Resumed(Message, frozen=True):
-    """Where the members go on. ``rejected`` names checkpoints that did not verify."""
+class EpochLosses(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """The losses of one epoch out of a file's history."""
 
     epoch: int
-    step: int
+    train_loss: float
+    val_loss: float
+    val_rmse_force: float | None
+    val_rmse_energy: float | None
+    learning_rate: float
+    seconds: float
+
+
+class Resumed(Message, frozen=True):
+    """Where a member goes on, and by which file; sent once for each member, before it trains.
+
+    ``rejected`` says of each file that did not verify why. A new member has no checkpoint.
+    """
+
+    job_id: int
+    checkpoint: Written | None
+    history: tuple[EpochLosses, ...] = ()  # epochs 1 to the checkpoint's
     rejected: tuple[str, ...] = ()
 
 
@@ -132,13 +153,15 @@ class MemberDone(Message, frozen=True):
     final_loss: float
     path: str  # absolute
     digest: str
+    # Of a result that an earlier attempt left unrecorded: all its epochs. It is not trained again.
+    adopted: tuple[EpochLosses, ...] = ()
 
 
 class MemberFailed(Message, frozen=True):
     """A member can't go on; the others of its pack do."""
 
     job_id: int
-    kind: Literal["diverged", "exception", "mismatch", "data", "checkpoint"]
+    kind: Literal["diverged", "exception", "mismatch", "data", "checkpoint", "memory", "disk"]
     message: str
 
 

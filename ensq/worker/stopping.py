@@ -5,12 +5,22 @@ from __future__ import annotations
 import math
 import os
 import select
+import signal
 import time
+from dataclasses import dataclass
 
 from ensq.worker.child import TrainerChild
 from ensq.worker.signals import StopSignals
 
 _LONGEST = 5.0  # seconds asleep at most: a child that died without closing its pipe is noticed
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why to stop; ``asked``: a person wants it, so that it tells nothing about the job."""
+
+    text: str
+    asked: bool = False
 
 
 class Stopping:
@@ -26,14 +36,14 @@ class Stopping:
         if deadline is not None:
             self._stop_at = deadline - min(margin, max(0.0, deadline - time.time()) / 4)
 
-    def reason(self) -> str | None:
+    def reason(self) -> Reason | None:
         """Why to stop, or None."""
         if self._signals.name is not None:
-            return self._signals.name
+            return Reason(self._signals.name, asked=self._signals.received == signal.SIGINT)
         if self._stop_at is not None and time.time() >= self._stop_at:
-            return "the time limit is near"
+            return Reason("the time limit is near")
         if self._parent_fd is not None and self._parent_gone(self._parent_fd):
-            return "the program that started this worker is gone"
+            return Reason("the program that started this worker is gone", asked=True)
         return None
 
     def wait(self, seconds: float, child: TrainerChild | None = None) -> None:

@@ -11,7 +11,9 @@ import secrets
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from ensq import slurm
 from ensq.errors import (
@@ -19,43 +21,61 @@ from ensq.errors import (
     EXIT_JOBS_FAILED,
     EXIT_MISMATCH,
     EXIT_OK,
+    DatabaseAway,
     DatabaseError,
+    DiskError,
     EnsqError,
 )
 from ensq.jobs import Ensemble, Job, State
+from ensq.progress import printable
 from ensq.rundir import RunDir
-from ensq.store import Store, worker_info
+from ensq.store import Outlook, Store, WorkerLock, worker_info
 from ensq.worker.child import TrainerChild, child_environment
+from ensq.worker.neighbours import Neighbours
 from ensq.worker.options import WorkerOptions, log_to_stderr
-from ensq.worker.pack import PackSession
+from ensq.worker.pack import PackSession, make_folders_or_refuse
 from ensq.worker.signals import StopSignals
-from ensq.worker.stopping import Stopping
+from ensq.worker.stopping import Reason, Stopping
 
 __all__ = ["WorkerOptions", "log_to_stderr", "run_worker"]
 
-_OPEN = (State.QUEUED, State.RUNNING)
+T = TypeVar("T")
 _QUIT_PATIENCE = 5.0  # seconds for an idle trainer to end
+_AGAIN = 2.0  # seconds between tries to reach a database that is away
+_MINUTE = 60.0
+
+
+class BadHost(EnsqError):
+    """Attempts fail one after the other here: the host is at fault, not the members."""
 
 
 def run_worker(options: WorkerOptions) -> int:
     """Work until nothing is left to take; return the exit code.
 
     0: nothing is left to do (with ``drain``: every member is ended); 1: the same, but members of
-    the ensembles worked on have failed for good; 75: stopped, with work left; 78: data or
-    configuration is not what was enqueued. Main thread only: it installs signal handlers.
+    the ensembles worked on have failed for good; 75: stopped, or this host can't write its files,
+    with work left; 78: data or configuration is not what was enqueued. Main thread only: it
+    installs signal handlers.
 
-    Raises EnsqError with its own exit code, DatabaseError (69) among them.
+    Raises EnsqError with its own exit code, DatabaseError (69) and BadHost (1) among them.
     """
     log = _timestamped(options.log)
     with StopSignals() as signals:
-        store = Store.open(options.url)
+        stopping = Stopping(
+            signals,
+            deadline=slurm.deadline(),
+            margin=options.deadline_margin,
+            parent_fd=options.parent_fd,
+        )
+        store = patiently(
+            lambda: Store.open(
+                options.url, busy_timeout=options.busy_seconds, policy=options.policy
+            ),
+            stopping,
+            options.open_patience,
+            log,
+        )
         try:
-            stopping = Stopping(
-                signals,
-                deadline=slurm.deadline(),
-                margin=options.deadline_margin,
-                parent_fd=options.parent_fd,
-            )
             return Worker(options, store, stopping, log).run()
         finally:
             store.close()
@@ -63,6 +83,30 @@ def run_worker(options: WorkerOptions) -> int:
 
 def _timestamped(log: Callable[[str], None]) -> Callable[[str], None]:
     return lambda text: log(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
+
+
+def patiently(
+    what: Callable[[], T], stopping: Stopping, patience: float, log: Callable[[str], None]
+) -> T:
+    """Do it, again and again up to ``patience`` seconds while the database is away.
+
+    Raises what it raises: at once if waiting can't help, or if the worker has to stop.
+    """
+    began: float | None = None
+    while True:
+        try:
+            result = what()
+        except DatabaseAway as error:
+            if began is None:
+                began = time.monotonic()
+                log(f"the database is away, trying again: {printable(str(error))}")
+            if time.monotonic() - began > patience or stopping.reason() is not None:
+                raise
+            stopping.wait(_AGAIN)
+        else:
+            if began is not None:
+                log("the database is back")
+            return result
 
 
 class Worker:
@@ -81,47 +125,110 @@ class Worker:
         self._log = log
         # Never used again by anyone: it names a log file and fences rows.
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._lock: WorkerLock | None = None  # of this worker's life; see ensq.store.locks
+        self._neighbours = Neighbours(store, self.id)
         self._taken = 0
         self._served: set[int] = set()  # ensembles that it worked on
         self._mismatch = False
+        self._drained = False
+        self._failures: list[float] = []  # monotonic times of attempts that failed in a row
         self._child: TrainerChild | None = None
         self._child_serves: int | None = None  # the ensemble of the child's log
-        self._interrupted: str | None = None
+        self._interrupted: Reason | None = None
+        self._seen = time.monotonic()
 
     def run(self) -> int:
         task = slurm.task_from_environment()
         job = task.label if task else None
-        self._store.register_worker(worker_info(self.id, slurm_job=job))
+        self._lock = WorkerLock.take(self._store.target, self.id)
+        byte = self._lock.byte if self._lock else None
+        info = worker_info(self.id, slurm_job=job, lock_byte=byte)
+        self._reach(lambda: self._store.register_worker(info))
         self._log(
             f"worker {self.id}{f' in SLURM job {job}' if job else ''}, database {self._store.where}"
         )
         try:
             self._work()
             return self._exit_code()
+        except DiskError as error:
+            self._log(f"stopped: {printable(str(error))}")
+            return EXIT_INTERRUPTED
         finally:
             self._end()
 
     def _work(self) -> None:
         while True:
             self._interrupted = self._stopping.reason()
-            if self._interrupted or self._mismatch or self._room() == 0:
+            if self._interrupted or self._mismatch or self._drained or self._room() == 0:
                 return
-            jobs = self._store.claim(
-                self.id,
-                limit=self._room(),
-                lease_seconds=self._options.lease_seconds,
-                ensemble=self._options.ensemble,
-                log_path=_log_path(self.id),
-            )
+            self._neighbours.require_locks()
+            jobs = self._reach(self._claim)
             if jobs:
                 self._taken += len(jobs)
                 self._train(jobs)
-            elif self._options.drain and self._open_members():
-                # Someone else trains them; should that worker die, they are taken over here.
-                self._store.renew([], self._options.lease_seconds, worker_id=self.id)
-                self._stopping.wait(self._options.poll_seconds)
-            else:
+            elif not self._wait_for_work():
                 return
+
+    def _claim(self) -> list[Job]:
+        return self._store.claim(
+            self.id,
+            limit=self._room(),
+            lease_seconds=self._options.lease_seconds,
+            ensemble=self._options.ensemble,
+            log_path=_log_path(self.id),
+        )
+
+    def _wait_for_work(self) -> bool:
+        """Sleep until a claim may bring something; False if it can't, for all that is known."""
+        waiting_said = False
+        while True:
+            outlook = self._reach(self._outlook)
+            if outlook.lost or outlook.claimable:
+                if not waiting_said:
+                    self._stopping.wait(0.05)  # another worker was faster; don't run in circles
+                return True
+            pause = self._pause(outlook)
+            if pause is None:
+                return False
+            if outlook.unsure and not waiting_said:
+                self._say_whom_we_watch(outlook)
+            waiting_said = True
+            self._stopping.wait(pause)
+            self._live()
+            if self._stopping.reason() or self._drained:
+                return True  # the loop above sees why
+
+    def _outlook(self) -> Outlook:
+        return self._store.outlook(self._options.ensemble)
+
+    def _pause(self, outlook: Outlook) -> float | None:
+        """How long to sleep before the next look; None if there is nothing to wait for."""
+        poll = self._options.poll_seconds
+        if outlook.due_in is not None:  # a member pauses after a failure
+            return min(poll, outlook.due_in + 0.01)
+        if outlook.unsure or (self._options.drain and outlook.open):
+            # Someone else trains them; should that worker die, they are taken over here.
+            return poll
+        return None
+
+    def _say_whom_we_watch(self, outlook: Outlook) -> None:
+        count = len(outlook.unsure)
+        lease = max(job.lease_seconds or 0.0 for job in outlook.unsure)
+        self._log(
+            f"{count} member{'s are' if count > 1 else ' is'} held by workers that can't be seen "
+            f"from here; watching for {lease:.0f} s at most whether they live"
+        )
+
+    def _live(self) -> None:
+        """A sign of life of a worker that holds nothing; it also learns what people want of it."""
+        if time.monotonic() - self._seen < self._options.lease_seconds / 4:
+            return
+        self._seen = time.monotonic()
+        renewal = self._reach(lambda: self._store.renew([], worker_id=self.id))
+        self._drained |= renewal.drain
+
+    def _reach(self, what: Callable[[], T]) -> T:
+        return patiently(what, self._stopping, self._options.patience, self._log)
 
     def _room(self) -> int:
         """How many members may be claimed now."""
@@ -130,7 +237,7 @@ class Worker:
         return max(0, min(self._options.pack, self._options.max_jobs - self._taken))
 
     def _train(self, jobs: list[Job]) -> None:
-        ensemble = self._ensemble(jobs[0].ensemble_id)
+        ensemble = self._reach(lambda: self._ensemble(jobs[0].ensemble_id))
         self._served.add(ensemble.id)
         seeds = ", ".join(f"{job.seed} (attempt {job.attempt})" for job in jobs)
         self._log(f"claimed of {ensemble.name}: seed {seeds}")
@@ -154,28 +261,49 @@ class Worker:
                 session.release(f"the worker ended: {error}")
             raise
         self._mismatch |= session.mismatch
+        self._drained |= session.draining
+        if session.blocked is not None:
+            raise DiskError(session.blocked)
+        self._count_failures(session)
+
+    def _count_failures(self, session: PackSession) -> None:
+        """Leave if one attempt after the other fails here within a minute."""
+        recorder = session.recorder
+        if recorder.epochs or recorder.finished:
+            self._failures.clear()
+        self._failures += [time.monotonic()] * recorder.failed
+        last = self._failures[-self._options.failures_in_a_row :]
+        if len(last) < self._options.failures_in_a_row or last[-1] - last[0] > _MINUTE:
+            return
+        raise BadHost(
+            f"{len(last)} attempts in a row failed within a minute on host "
+            f"{socket.gethostname()}: this host, or what all members share, is at fault, so this "
+            "worker leaves before it uses up more tries; the last one: "
+            f"{session.recorder.last_failure}; see `ensq show` and the log "
+            f"{_log_path(self.id)} in the run folder, then start a worker again, here or elsewhere"
+        )
 
     def _trainer(self, ensemble: Ensemble, session: PackSession) -> TrainerChild:
         """The child that serves this ensemble: the one that is there, or a new one.
 
         A child keeps to one ensemble: another has nothing to share with it but memory, and its
-        log belongs into another folder.
+        log belongs into another folder. Raises DiskError.
         """
-        run_dir = RunDir(self._store.root / ensemble.run_path)
+        run_dir = RunDir.of(self._store.root, ensemble.run_path)
+        make_folders_or_refuse(session, run_dir.path)
+        if self._child is not None and not self._child.ended:
+            if self._child_serves == ensemble.id:
+                return self._child
+            self._child.quit(_QUIT_PATIENCE)
         try:
-            session.make_folders()
-            if self._child is not None and not self._child.ended:
-                if self._child_serves == ensemble.id:
-                    return self._child
-                self._child.quit(_QUIT_PATIENCE)
             self._child = TrainerChild(
                 self._options.trainer,
                 run_dir.log(self.id),
                 child_environment(os.environ),
             )
         except OSError as error:
-            raise EnsqError(
-                f"can't start training in {run_dir.path}: {error}; free or repair it, then start "
+            raise DiskError(
+                f"can't start a trainer in {run_dir.path}: {error}; free or repair it, then start "
                 "the worker again"
             ) from error
         self._child_serves = ensemble.id
@@ -184,22 +312,16 @@ class Worker:
     def _ensemble(self, ensemble_id: int) -> Ensemble:
         return next(item for item in self._store.ensembles() if item.id == ensemble_id)
 
-    def _open_members(self) -> int:
-        """Members that are queued or running, of those that this worker may take."""
-        if self._options.ensemble is None:
-            counts = self._store.counts()
-        else:
-            ensemble = self._store.ensemble(self._options.ensemble)
-            counts = self._store.counts(ensemble.id) if ensemble else {}
-        return sum(counts.get(state, 0) for state in _OPEN)
-
     def _exit_code(self) -> int:
         if self._mismatch:
             return EXIT_MISMATCH
-        if self._interrupted and self._open_members():
-            self._log(f"stopped ({self._interrupted}) with work left")
+        stopped = self._interrupted.text if self._interrupted else None
+        if self._drained:
+            stopped = "a person asked this worker to leave"
+        if stopped and self._reach(self._outlook).open:
+            self._log(f"stopped ({stopped}) with work left")
             return EXIT_INTERRUPTED
-        failed = self._failed_members()
+        failed = self._reach(self._failed_members)
         self._log("nothing is left to take" + (f"; {failed} members failed" if failed else ""))
         return EXIT_JOBS_FAILED if failed else EXIT_OK
 
@@ -219,6 +341,9 @@ class Worker:
             self._store.worker_ended(self.id)
         except DatabaseError as error:
             self._log(f"could not sign off: {error}")
+        if self._lock is not None:
+            with suppress(OSError):
+                self._lock.release()  # last: a free byte means that this worker is dead
 
 
 def _log_path(worker_id: str) -> str:
