@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import io
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from ensq import data
+from ensq import data, npzfile
 from ensq.boltzmann import BOLTZMANN, Array, Chains, Fit, Term
 from ensq.config.structs import DataConfig, UnitsConfig
 from ensq.errors import DataError, UsageError
 from ensq.rundir import write_atomic
 
 Length = Literal["Angstrom", "nm", "Bohr"]
+_MAX_FRAMES = 10_000_000  # a temperature for each
 # What the loader's advice is called here, where there is no configuration.
 _HERE = (
     (r"set data\.units\.length: ", "--length-unit "),
@@ -82,16 +82,28 @@ def _temperature(files: list[Path]) -> float | None:
         if path.suffix.lower() != ".npz":
             return None
         try:
-            with np.load(path, allow_pickle=False) as archive:
-                if "temperature_K" not in archive.files:
+            with path.open("rb") as file, npzfile.Npz(file) as archive:
+                if "temperature_K" not in archive.names:
                     return None
-                found |= {float(value) for value in np.atleast_1d(archive["temperature_K"])}
-        except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
+                found |= _numbers_in(archive.read("temperature_K"))
+        except (OSError, npzfile.Unreadable) as error:
             raise DataError(f"{path}: temperature_K can't be read: {error}") from error
     if len(found) > 1:
         listed = ", ".join(f"{value:g}" for value in sorted(found))
         raise DataError(f"{files[0].parent}: frames of several temperatures: {listed} K")
     return found.pop() if found else None
+
+
+def _numbers_in(values: Array) -> set[float]:
+    """The different temperatures of an array. Raises npzfile.Unreadable."""
+    if values.dtype.kind not in "iuf" or values.size > _MAX_FRAMES:
+        raise npzfile.Unreadable(
+            f"it has shape {values.shape} and dtype {values.dtype}; a number is expected"
+        )
+    different = np.unique(values).astype(np.float64)
+    if not (np.isfinite(different) & (different > 0)).all():
+        raise npzfile.Unreadable("it must be a positive number")
+    return set(different.tolist())
 
 
 def check_outputs(source: Path, outputs: Mapping[str, Path]) -> None:

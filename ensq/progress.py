@@ -13,11 +13,14 @@ from typing import TextIO
 from ensq.jobs import TERMINAL, Ensemble, Job, State
 from ensq.text import table
 
+_FOREVER = 1e12  # s; 30,000 years
 MEMBER_HEAD = ("seed", "state", "epoch", "val loss", "best", "at epoch", "s/epoch", "left")
 
 
 def duration(seconds: float) -> str:
     """Seconds as a person says them: ``8 s``, ``3 min 20 s``, ``1 h 05 min``, ``2 d 3 h``."""
+    if not seconds < _FOREVER:
+        return "for ever"
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole} s"
@@ -146,7 +149,8 @@ class Display:
     ) -> None:
         if terminal is None:
             terminal = stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
-        self._stream = stream
+        # Its lines are printable; the codes that redraw them are meant for the terminal.
+        self._stream: TextIO = getattr(stream, "unguarded", stream)
         self._terminal = terminal
         self._interval = interval
         self._size = size

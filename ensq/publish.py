@@ -10,11 +10,12 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ensq.errors import EnsqError
-from ensq.rundir import flush_folder, write_atomic
+from ensq.errors import DiskError, EnsqError
+from ensq.rundir import disk_error, flush_folder, make_folder, write_atomic
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_UNTOUCHED = "the exported files that were there before are untouched"
 
 
 def publish(folder: Path, files: Mapping[str, bytes], replaces: Iterable[str]) -> None:
@@ -23,12 +24,13 @@ def publish(folder: Path, files: Mapping[str, bytes], replaces: Iterable[str]) -
     All is written into a folder beside it, flushed, and the two folders change places in one
     system call.
 
-    Raises EnsqError if the disk is full, read-only or the like; nothing has changed then.
+    Raises DiskError if the disk is full, read-only or the like, and EnsqError if anything else is
+    in the way; nothing has changed then.
     """
     folder = folder.absolute()
     beside: Path | None = None
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.parent)
         beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.new-", dir=folder.parent))
         beside.chmod(0o755)
         for name, data in files.items():
@@ -40,10 +42,14 @@ def publish(folder: Path, files: Mapping[str, bytes], replaces: Iterable[str]) -
         else:
             beside.rename(folder)
         flush_folder(folder.parent)
+    except DiskError as error:
+        raise DiskError(f"{error}; {_UNTOUCHED}") from error
     except OSError as error:
+        found = disk_error(error, folder)
+        if found is not None:
+            raise DiskError(f"{found}; {_UNTOUCHED}") from error
         raise EnsqError(
-            f"{folder}: can't write the exported files: {error.strerror}; the files that were "
-            "there are untouched"
+            f"{folder}: can't write the exported files: {error.strerror}; {_UNTOUCHED}"
         ) from error
     finally:
         if beside is not None:

@@ -1,8 +1,53 @@
-"""Tables and numbers as text for people: at most 80 columns, no control characters."""
+"""Text for people: tables and numbers in at most 80 columns, and nothing that drives a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any, TextIO
+
+# Control characters, which move the cursor or rename the window; formats, among them those that
+# turn the order of writing round; halves of characters; separators of lines.
+_HARMFUL = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
+
+
+def escaped(text: str) -> str:
+    """The text with its control characters as JSON writes them (``\\u001b``); lines stay lines.
+
+    JSON means the same afterwards.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c in "\n\t" or unicodedata.category(c) not in _HARMFUL else _escape(c) for c in text
+    )
+
+
+def _escape(character: str) -> str:
+    units = character.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[place : place + 4]}" for place in range(0, len(units), 4))
+
+
+class Guarded:
+    """A text stream that shows control characters instead of obeying them.
+
+    Names and values in what ensq prints come from files, which may be anybody's: configurations,
+    data, databases, logs. All else is the stream's own.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.unguarded = stream  # for who draws on the terminal on purpose
+
+    def write(self, text: str) -> int:
+        self.unguarded.write(escaped(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.unguarded, name)
 
 
 def table(

@@ -106,7 +106,6 @@ def with_losses(
                 best_epoch=1,
                 best_loss=loss,
                 checkpoint=None,
-                lease_seconds=LEASE,
             )
         file = run.attempt(job.seed, job.attempt) / RESULT_NAME
         result = _result(checked, job.seed, loss)

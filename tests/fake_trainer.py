@@ -3,16 +3,23 @@
 The environment variable FAKE_TRAINER holds JSON: {"epoch_seconds": 0.002, "rules": [RULE, …]}.
 A rule is {"do": WHAT, …} with the conditions "seed", "epoch" (it is about to be done) and
 "attempt", each optional. WHAT: segv, kill, exit, rubbish, hang (answers nothing, but ends at end
-of input), exception, diverge, mismatch, data, forget (TrainEnded without a result), hide_epoch
+of input), silent (never reads its input again and ignores SIGTERM, for "silent_seconds" at most),
+exception, diverge, mismatch, data, memory, disk, forget (TrainEnded without a result), hide_epoch
 (says nothing of the epoch), slow (the epoch takes "slow_seconds", listening), slow_result (that
 long before the result), deaf_start (never ready), no_start (ends before Ready).
+
+Its checkpoints and results are sealed JSON files with the losses so far, under the names of the
+real ones. It passes the fault points of the real trainer (see ``ensq.faults``), each once for the
+whole pack.
 """
 
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import os
+import resource
 import select
 import signal
 import sys
@@ -20,16 +27,42 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ensq.rundir import RESULT_NAME, checkpoint_name, sha256_file, write_atomic
+import msgspec
+
+from ensq import faults, seal
+from ensq.errors import DiskError
+from ensq.rundir import RESULT_NAME, checkpoint_name, disk_error, sha256, write_atomic
 from ensq.worker import protocol as say
 
 SETTINGS: dict[str, Any] = json.loads(os.environ.get("FAKE_TRAINER", "{}"))
 SLOW = SETTINGS.get("slow_seconds", 10.0)
+SILENT = SETTINGS.get("silent_seconds", 60.0)
+KINDS = {
+    "exception": "exception",
+    "diverge": "diverged",
+    "mismatch": "mismatch",
+    "data": "data",
+    "memory": "memory",
+    "disk": "disk",
+}
 
 
 def loss_of(seed: int, epoch: int) -> float:
     """The "validation loss" of a seed after an epoch: any worker must come to the same."""
     return 10.0 / epoch + 0.01 * seed
+
+
+def losses_of(seed: int, epoch: int) -> say.EpochLosses:
+    """A row of the history."""
+    return say.EpochLosses(
+        epoch=epoch,
+        train_loss=2 * loss_of(seed, epoch),
+        val_loss=loss_of(seed, epoch),
+        val_rmse_force=None,
+        val_rmse_energy=None,
+        learning_rate=0.001,
+        seconds=0.5,
+    )
 
 
 class Fake:
@@ -57,6 +90,9 @@ class Fake:
             self.commands += [say.decode_command(line) for line in lines]
 
     def main(self) -> None:
+        faulthandler.enable(all_threads=True)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+        faults.point("trainer.imported")
         if rule("no_start", None, 0):
             print("ModuleNotFoundError: No module named 'jax'", flush=True)
             sys.exit(1)
@@ -65,6 +101,7 @@ class Fake:
                 self.listen(10.0)
                 self.commands.clear()
         self.tell(say.Ready(pid=os.getpid(), device="fake", versions={"fake": "1"}))
+        faults.point("trainer.ready")
         while True:
             self.listen(3600.0)
             command = self.commands.pop(0)
@@ -92,17 +129,32 @@ class Training:
     def __init__(self, fake: Fake, command: say.Train) -> None:
         self.fake = fake
         self.epochs = json.loads(command.config)["epochs"]
+        self.run_of = [sha256(command.config.encode()), command.data_digest]
         self.alive = {member.job_id: member for member in command.members}
-        self.run_folder = Path(command.run_folder)
+        self.history: dict[int, list[say.EpochLosses]] = {}
 
     def run(self) -> None:
-        places = {job_id: self.resume(member) for job_id, member in self.alive.items()}
-        everyone = self.alive
+        """Train the pack; an error fails what is left of it."""
+        try:
+            if self.train_all():
+                self.fake.tell(say.TrainEnded())
+        except (OSError, DiskError) as error:
+            disk = isinstance(error, DiskError) or disk_error(error, Path()) is not None
+            for job_id in self.history:
+                kind: Any = "disk" if disk else "exception"
+                self.fake.tell(say.MemberFailed(job_id=job_id, kind=kind, message=str(error)))
+            self.fake.tell(say.TrainEnded())
+
+    def train_all(self) -> bool:
+        self.history = {job_id: [] for job_id in self.alive}
+        everyone = {j: member for j, member in self.alive.items() if not self.adopt(member)}
+        places = {job_id: self.resume(member) for job_id, member in everyone.items()}
+        faults.point("trainer.compiled")
         for place in sorted(set(places.values()), reverse=True):
             self.alive = {j: member for j, member in everyone.items() if places[j] == place}
             if not self.train(place):
-                return
-        self.fake.tell(say.TrainEnded())
+                return False
+        return True
 
     def train(self, epoch: int) -> bool:
         """Train the members that stand at one epoch; False if told to stop."""
@@ -123,21 +175,63 @@ class Training:
                 self.tell_result(member)
         return True
 
+    def read(self, path: Path, digest: str | None, member: say.MemberTask) -> dict[str, Any]:
+        """A file's content. Raises ValueError if it is not whole or not this member's."""
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise ValueError(f"{path.name}: {error.strerror}") from error
+        whole = seal.is_whole(data) if digest is None else sha256(data) == digest
+        if not whole:
+            raise ValueError(f"{path.name}: damaged")
+        content: dict[str, Any] = json.loads(data)
+        if content["seed"] != member.seed or content["run"] != self.run_of:
+            raise ValueError(f"{path.name}: of another seed or run")
+        content["digest"] = sha256(data)
+        content["history"] = msgspec.convert(content["history"], tuple[say.EpochLosses, ...])
+        return content
+
     def resume(self, member: say.MemberTask) -> int:
-        """Where the member goes on; like the real trainer it tells of each that had a past."""
+        """Where the member goes on, and by which file; it is told of every member."""
         rejected: list[str] = []
         for source in member.resume:
-            path = Path(source.path)
-            if path.is_file() and sha256_file(path) == source.digest:
-                state = json.loads(path.read_text())
-                assert state["seed"] == member.seed
-                epoch = int(state["epoch"])
-                self.fake.tell(say.Resumed(epoch=epoch, step=0, rejected=tuple(rejected)))
-                return epoch
-            rejected.append(path.name)
-        if rejected:
-            self.fake.tell(say.Resumed(epoch=0, step=0, rejected=tuple(rejected)))
+            try:
+                found = self.read(Path(source.path), source.digest, member)
+            except ValueError as error:
+                rejected.append(str(error))
+                continue
+            epoch, history, digest = found["epoch"], found["history"], found["digest"]
+            self.history[member.job_id] = list(history)
+            written = say.Written(path=source.path, digest=digest, epoch=epoch, step=0)
+            self.tell_resumed(member, written, rejected)
+            return int(epoch)
+        self.tell_resumed(member, None, rejected)
         return 0
+
+    def tell_resumed(
+        self, member: say.MemberTask, written: say.Written | None, rejected: list[str]
+    ) -> None:
+        self.fake.tell(
+            say.Resumed(
+                job_id=member.job_id,
+                checkpoint=written,
+                history=tuple(self.history[member.job_id]),
+                rejected=tuple(rejected),
+            )
+        )
+
+    def adopt(self, member: say.MemberTask) -> bool:
+        """Whether an earlier attempt left the member's result, which is told of then."""
+        for path in map(Path, member.results):
+            try:
+                found = self.read(path, None, member)
+            except ValueError as error:
+                self.fake.tell(say.Phase(text=f"not used: {error}"))
+                continue
+            if len(found["history"]) == self.epochs:
+                self.tell_done(member, path, found["digest"], found["history"])
+                return True
+        return False
 
     def misbehave(self, epoch: int) -> None:
         for member in list(self.alive.values()):
@@ -156,12 +250,11 @@ class Training:
                 while True:
                     self.fake.listen(10.0)
                     self.fake.commands.clear()
-            for do, kind in (
-                ("exception", "exception"),
-                ("diverge", "diverged"),
-                ("mismatch", "mismatch"),
-                ("data", "data"),
-            ):
+            if rule("silent", member, epoch):
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                time.sleep(SILENT)  # not for ever: whoever started it may be gone
+                os._exit(4)
+            for do, kind in KINDS.items():
                 if rule(do, member, epoch):
                     del self.alive[member.job_id]
                     message = f"told to fail\nin epoch {epoch}"
@@ -187,39 +280,60 @@ class Training:
             if isinstance(command, say.Quit):
                 os._exit(0)
 
+    def write(self, path: Path, member: say.MemberTask, epoch: int) -> str:
+        content = {
+            seal.KEY: seal.PLACEHOLDER,
+            "seed": member.seed,
+            "run": self.run_of,
+            "epoch": epoch,
+            "history": msgspec.to_builtins(self.history[member.job_id]),
+        }
+        return write_atomic(path, seal.seal(json.dumps(content).encode()))
+
     def save(self, member: say.MemberTask, epoch: int) -> say.Written:
         path = Path(member.folder) / checkpoint_name(epoch, 0)
-        digest = write_atomic(path, json.dumps({"seed": member.seed, "epoch": epoch}).encode())
+        digest = self.write(path, member, epoch)
         return say.Written(path=str(path), digest=digest, epoch=epoch, step=0)
 
     def tell_epoch(self, epoch: int) -> None:
         self.fake.tell(say.StepDone(epoch=epoch, step=1, steps=1))
-        records = []
+        faults.point("trainer.step")
         for member in self.alive.values():
-            if rule("hide_epoch", member, epoch):
-                continue
-            often = SETTINGS.get("checkpoint_freq", 1)
-            keep = epoch % often == 0 or epoch == self.epochs
-            records.append(
-                say.MemberEpoch(
-                    job_id=member.job_id,
-                    epoch=epoch,
-                    train_loss=2 * loss_of(member.seed, epoch),
-                    val_loss=loss_of(member.seed, epoch),
-                    val_rmse_force=None,
-                    val_rmse_energy=None,
-                    learning_rate=0.001,
-                    seconds=0.5,
-                    best_epoch=epoch,
-                    best_loss=loss_of(member.seed, epoch),
-                    checkpoint=self.save(member, epoch) if keep else None,
-                )
+            self.history[member.job_id].append(losses_of(member.seed, epoch))
+        faults.point("trainer.validated")
+        often = SETTINGS.get("checkpoint_freq", 1)
+        written: dict[int, say.Written] = {}
+        if epoch % often == 0 or epoch == self.epochs:
+            written = {j: self.save(member, epoch) for j, member in self.alive.items()}
+            faults.point("trainer.checkpointed")
+        records = [
+            say.MemberEpoch(
+                job_id=job_id,
+                best_epoch=epoch,
+                best_loss=loss_of(member.seed, epoch),
+                checkpoint=written.get(job_id),
+                **{name: getattr(row, name) for name in row.__struct_fields__},
             )
+            for job_id, member in self.alive.items()
+            if not rule("hide_epoch", member, epoch)
+            for row in self.history[job_id][-1:]
+        ]
         self.fake.tell(say.EpochDone(members=tuple(records)))
+        faults.point("trainer.told")
 
     def tell_result(self, member: say.MemberTask) -> None:
         path = Path(member.folder) / RESULT_NAME
-        digest = write_atomic(path, f"result of seed {member.seed}".encode())
+        digest = self.write(path, member, self.epochs)
+        faults.point("trainer.result")
+        self.tell_done(member, path, digest)
+
+    def tell_done(
+        self,
+        member: say.MemberTask,
+        path: Path,
+        digest: str,
+        adopted: tuple[say.EpochLosses, ...] = (),
+    ) -> None:
         final = loss_of(member.seed, self.epochs)
         self.fake.tell(
             say.MemberDone(
@@ -229,6 +343,7 @@ class Training:
                 final_loss=final,
                 path=str(path),
                 digest=digest,
+                adopted=adopted,
             )
         )
 

@@ -136,11 +136,11 @@ def test_a_foreign_safetensors_file_is_refused() -> None:
 
 def test_another_format_and_a_checkpoint_in_a_results_place_are_refused(tmp_path: Path) -> None:
     data = written(tmp_path / "c.safetensors")
-    with pytest.raises(CheckpointError, match="a checkpoint of format 2, not a result of format 2"):
+    with pytest.raises(CheckpointError, match="a checkpoint of format 3, not a result of format 3"):
         checkpoint.read_result(data)
-    newer = data.replace(rb"\"format\": 2", rb"\"format\": 3")
+    newer = data.replace(rb"\"format\": 3", rb"\"format\": 4")
     assert newer != data
-    with pytest.raises(CheckpointError, match="of format 3, not a checkpoint of format 2"):
+    with pytest.raises(CheckpointError, match="of format 4, not a checkpoint of format 3"):
         checkpoint.restore(newer, STATE, IDENTITY)
 
 
@@ -330,9 +330,10 @@ def test_stopped_inside_an_epoch_and_resumed_elsewhere_equals_no_stop(
     sources = stopped.checkpoints
     members = [task(run.folder, seed, 3, [sources[str(seed)]]) for seed in (1, 2)]
     events = fresh.train(run.command(*members))
-    assert [(r.epoch, r.step, r.rejected) for r in of(events, protocol.Resumed)] == (
-        2 * [(epoch, step, ())]
-    )
+    resumed = of(events, protocol.Resumed)
+    assert [r.job_id for r in resumed] == [1, 2]
+    assert [r.checkpoint for r in resumed] == [sources["1"], sources["2"]]
+    assert [r.rejected for r in resumed] == [(), ()]
     epochs = [member.epoch for done in told for member in done.members]
     epochs += [m.epoch for done in of(events, protocol.EpochDone) for m in done.members]
     assert sorted(epochs) == [1, 1, 2, 2, 3, 3]
@@ -363,8 +364,14 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_to_the_sam
         members.append(task(run.folder, seed, 4, [newest, first]))
     events = fresh.train(run.command(*members))
     resumed = of(events, protocol.Resumed)
-    assert [(one.epoch, one.step) for one in resumed] == [(1, 0), (1, 0)]
+    assert [(one.checkpoint.epoch, one.checkpoint.step) for one in resumed] == [(1, 0), (1, 0)]
     assert all("damaged" in one.rejected[0] for one in resumed)
+    for one in resumed:
+        [first] = one.history
+        told = of(run.events, protocol.EpochDone)[0].members[one.job_id - 1]
+        assert first == protocol.EpochLosses(
+            **{name: getattr(told, name) for name in protocol.EpochLosses.__struct_fields__}
+        )
     run.assert_equal(1, 4)
     run.assert_equal(2, 4)
 
@@ -376,7 +383,8 @@ def test_with_no_checkpoint_that_verifies_a_member_starts_anew_and_says_so(
     path.write_bytes(b"torn")
     torn = protocol.Written(path=str(path), digest="0" * 64, epoch=2, step=0)
     events = fresh.train(run.command(*(task(run.folder, seed, 5, [torn]) for seed in (1, 2))))
-    assert [(r.epoch, len(r.rejected)) for r in of(events, protocol.Resumed)] == 2 * [(0, 1)]
+    resumed = of(events, protocol.Resumed)
+    assert [(r.checkpoint, r.history, len(r.rejected)) for r in resumed] == 2 * [(None, (), 1)]
     run.assert_equal(1, 5)
     run.assert_equal(2, 5)
 

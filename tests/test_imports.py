@@ -32,30 +32,39 @@ RULES: dict[str, frozenset[str]] = {
         "ensq.errors": "",
         "ensq.jobs": "",
         "ensq.text": "",
-        "ensq.rundir": "ensq.errors",
+        "ensq.faults": "",
+        "ensq.seal": "",
+        "ensq.rundir": "ensq.errors ensq.faults",
         "ensq.publish": "ensq.errors ensq.rundir",
         "ensq.slurm": "ensq.errors",
         "ensq.config": "msgspec yaml ensq.config ensq.errors ensq.rundir",
         # It reads the file of splines, and imports NumPy only then.
-        "ensq.config.splines": "numpy msgspec ensq.config ensq.errors ensq.units",
+        "ensq.config.splines": "numpy msgspec ensq.config ensq.errors ensq.npzfile ensq.units",
         "ensq.units": "numpy",
-        "ensq.data": "numpy ensq.config ensq.data ensq.errors ensq.rundir ensq.units",
+        "ensq.npzfile": "numpy",
+        "ensq.data": (
+            "numpy ensq.config ensq.data ensq.errors ensq.npzfile ensq.rundir ensq.units"
+        ),
         # The one module that calls ASE, and only when it reads such a file.
         "ensq.data.xyz": "numpy ase ensq.config ensq.data ensq.errors",
         "ensq.schema": "sqlalchemy ensq.jobs",
-        "ensq.store": "sqlalchemy ensq.store ensq.schema ensq.jobs ensq.errors",
+        "ensq.store": (
+            "sqlalchemy ensq.store ensq.schema ensq.jobs ensq.errors ensq.faults ensq.rundir"
+        ),
         "ensq.migrate": "alembic sqlalchemy ensq ensq.schema ensq.store ensq.errors",
         "ensq.enqueue": ("yaml ensq.config ensq.data ensq.errors ensq.jobs ensq.rundir ensq.store"),
         "ensq.worker": (
             "msgspec ensq.worker ensq.store ensq.jobs ensq.rundir ensq.slurm ensq.errors "
-            "ensq.config ensq.data ensq.progress"
+            "ensq.faults ensq.config ensq.data ensq.progress"
         ),
         "ensq.local": "ensq.worker ensq.errors",
         "ensq.progress": "ensq.jobs ensq.text",
         "ensq.selection": "numpy ensq.jobs",
         # Fits of priors: numbers; files; pictures (matplotlib is imported when one is drawn).
         "ensq.boltzmann": "numpy scipy ensq.errors",
-        "ensq.priorfiles": "numpy ensq.boltzmann ensq.config ensq.data ensq.errors ensq.rundir",
+        "ensq.priorfiles": (
+            "numpy ensq.boltzmann ensq.config ensq.data ensq.errors ensq.npzfile ensq.rundir"
+        ),
         "ensq.plots": "numpy matplotlib ensq.boltzmann ensq.errors",
         # These alone call ensq.train from outside: they export what was trained.
         "ensq.finalize": (
@@ -80,12 +89,12 @@ RULES: dict[str, frozenset[str]] = {
         ),
         "ensq.train": (
             "numpy msgspec google ensq ensq.train ensq.config ensq.data ensq.errors ensq.jobs "
-            "ensq.rundir ensq.worker.protocol " + " ".join(JAX_WORLD)
+            "ensq.rundir ensq.seal ensq.faults ensq.worker.protocol " + " ".join(JAX_WORLD)
         ),
     }.items()
 }
 # What a module of the command line may load before a command is called.
-LIGHT = frozenset({"click", "ensq", "ensq.cli", "ensq.errors"})
+LIGHT = frozenset({"click", "ensq", "ensq.cli", "ensq.errors", "ensq.text"})
 
 
 class Import(NamedTuple):

@@ -70,16 +70,22 @@ def write_tiny(path: Path) -> Path:
     return path
 
 
-def task(folder: Path, seed: int, attempt: int = 1, resume: Any = ()) -> protocol.MemberTask:
-    """A member whose job id is its seed."""
+def task(
+    folder: Path, seed: int, attempt: int = 1, resume: Any = (), results: Any = ()
+) -> protocol.MemberTask:
+    """A member whose job id is its seed; files in ``resume`` that are paths were never recorded."""
     return protocol.MemberTask(
         job_id=seed,
         seed=seed,
         attempt=attempt,
         folder=str(folder / f"seed-{seed}" / f"attempt-{attempt}"),
         resume=tuple(
-            protocol.ResumeFrom(path=written.path, digest=written.digest) for written in resume
+            protocol.ResumeFrom(path=str(source))
+            if isinstance(source, Path)
+            else protocol.ResumeFrom(path=source.path, digest=source.digest)
+            for source in resume
         ),
+        results=tuple(map(str, results)),
     )
 
 
@@ -117,3 +123,45 @@ class Listener:
     def epochs(self, job_id: int) -> list[protocol.MemberEpoch]:
         members = [member for done in self.of(protocol.EpochDone) for member in done.members]
         return [member for member in members if member.job_id == job_id]
+
+
+DATA = "d" * 64  # as the digest of the data of the program that is trained in this process
+
+
+class Undisturbed:
+    """Seed 1 trained to the end in one go, and the files that left."""
+
+    def __init__(self, folder: Path, program: Any) -> None:
+        self.folder, self.program = folder, program
+        self.told = self.train(task(folder, 1))
+        self.result = self.read(1)
+
+    def train(self, *tasks: protocol.MemberTask, data: str = DATA) -> Listener:
+        from ensq.train.trainer import Trainer
+
+        listener = Listener()
+        Trainer(self.program, settings(), data).train(tasks, listener)
+        return listener
+
+    def path(self, attempt: int, name: str = "result.safetensors") -> Path:
+        return self.folder / "seed-1" / f"attempt-{attempt}" / name
+
+    def checkpoint(self, epoch: int) -> Path:
+        return self.path(1, f"epoch-{epoch:06d}-step-000000.safetensors")
+
+    def read(self, attempt: int) -> Any:
+        from ensq.train import checkpoint
+
+        return checkpoint.read_result(self.path(attempt).read_bytes())
+
+    def assert_equal(self, attempt: int) -> None:
+        """The attempt's result has the same bits, but for how long its epochs took."""
+        from ensq.train import checkpoint
+
+        found, expected = self.read(attempt), self.result
+        mine, theirs = checkpoint.flatten(found.params), checkpoint.flatten(expected.params)
+        assert {k: v.tobytes() for k, v in mine.items()} == {
+            k: v.tobytes() for k, v in theirs.items()
+        }
+        assert found.history[:, :5].tobytes() == expected.history[:, :5].tobytes()
+        assert found.best_loss == expected.best_loss

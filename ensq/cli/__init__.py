@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from importlib import import_module
 
 import click
 
 from ensq import __version__
 from ensq.errors import EXIT_INTERRUPTED, EXIT_JOBS_FAILED, EnsqError
+from ensq.text import Guarded
 
 # Command, module below ensq.cli that holds it, and its line in `ensq --help`: known here, so
 # that help needs no command's imports.
@@ -21,9 +23,14 @@ _COMMANDS = {
     "export": ("export", "One member, or a checkpoint, as a model file."),
     "retry": ("members", "Queue failed or cancelled members again."),
     "cancel": ("members", "Take members out of the queue."),
+    "hold": ("members", "Keep members from being trained for now."),
+    "release": ("members", "Queue held members again."),
+    "show": ("show", "One member: attempts, reasons, log."),
+    "drain": ("workers", "Ask workers to finish their epoch and leave."),
+    "reap": ("workers", "Take members back from lost workers."),
     "config": ("config", "Check a configuration, or show it in full."),
     "priors": ("priors", "Fit priors to data by Boltzmann inversion."),
-    "db": ("db", "Check or upgrade the database."),
+    "db": ("db", "Check, back up or upgrade the database."),
 }
 
 
@@ -57,6 +64,12 @@ def cli() -> None:
 
 def main() -> None:
     """Run a command; an error that a person can put right is one line, without a traceback."""
+    output, errors = Guarded(sys.stdout), Guarded(sys.stderr)
+    with redirect_stdout(output), redirect_stderr(errors):
+        _run()
+
+
+def _run() -> None:
     verbose = "-v" in sys.argv[1:] or "--verbose" in sys.argv[1:]
     try:
         code = cli.main(standalone_mode=False)

@@ -44,6 +44,8 @@ class _View:
         self.jobs = store.jobs(ensemble.id)
         self.now = store.now()
         self.workers = store.workers({job.owner for job in self.jobs if job.owner})
+        self.gone = {id_ for id_, worker in self.workers.items() if store.is_gone(worker)}
+        self.fallbacks = store.fallbacks(ensemble.id)
 
     def lines(self, hint: str) -> list[str]:
         """Summary, table of members, their workers, errors, and what to type next."""
@@ -56,26 +58,46 @@ class _View:
         for job in self.jobs:
             if job.error:
                 lines.append(f"  seed {job.seed}: {printable(job.error)}")
+                lines.append(f"    `ensq show {self.ensemble.name}/{job.seed}{hint}` says more")
+            elif note := self._waits(job):
+                lines.append(f"  seed {job.seed}: {note}")
+        seeds = {job.id: job.seed for job in self.jobs}
+        for event in self.fallbacks:
+            lines.append(
+                printable(f"  seed {seeds[event.job_id or 0]}, attempt {event.attempt}: ")
+                + printable(event.message)
+            )
         return [*lines, f"next: {self._next_step(hint)}"]
 
-    def _next_step(self, hint: str) -> str:
-        from ensq.store import is_gone
+    def _waits(self, job: Job) -> str | None:
+        """Why a member that is not failed is not simply queued or running."""
+        from ensq.jobs import State
+        from ensq.progress import duration
 
-        if self.workers and all(is_gone(worker) for worker in self.workers.values()):
+        if job.wish == "hold":
+            return "will be held as soon as its worker has saved it"
+        pause = job.not_before - self.now
+        if job.state is State.QUEUED and pause > 0:
+            tries = f"{job.failures} failures, {job.crashes} crashes, {job.losses} lost workers"
+            return f"pauses for {duration(pause)} more after {tries}"
+        return None
+
+    def _next_step(self, hint: str) -> str:
+        if self.workers and self.gone == set(self.workers):
             return f"its workers are gone; `ensq worker{hint}` goes on from their checkpoints"
         return next_step(self.ensemble, self.jobs, hint)
 
     def _worker_line(self, worker: WorkerInfo) -> str:
         """Who trains which seeds, where, and how long ago it gave a sign of life."""
         from ensq.progress import duration, printable
-        from ensq.store import is_gone
         from ensq.text import ranges
 
         held = [job for job in self.jobs if job.owner == worker.id]
         seeds = ("seed " if len(held) == 1 else "seeds ") + ranges([job.seed for job in held])
         job = f", SLURM job {worker.slurm_job}" if worker.slurm_job else ""
         seen = duration(max(0.0, self.now - worker.last_seen))
-        state = "gone" if is_gone(worker) else f"seen {seen} ago"
+        state = "gone" if worker.id in self.gone else f"seen {seen} ago"
+        state += "; asked to leave" if worker.drain else ""
         return printable(f"  {seeds} on {worker.host}, process {worker.pid}{job}; {state}")
 
     def _worker(self, job: Job) -> WorkerInfo | None:
@@ -88,11 +110,14 @@ class _View:
             "data_digest": self.ensemble.data_digest,
             "run_folder": self.ensemble.run_path,
             "members": [self._member_json(job) for job in self.jobs],
+            "fallbacks": [
+                {"job": event.job_id, "attempt": event.attempt, "message": event.message}
+                for event in self.fallbacks
+            ],
         }
 
     def _member_json(self, job: Job) -> dict[str, Any]:
         from ensq.progress import time_left
-        from ensq.store import is_gone
 
         worker = self._worker(job)
         return {
@@ -110,7 +135,11 @@ class _View:
             "attempt": job.attempt,
             "failures": job.failures,
             "crashes": job.crashes,
+            "losses": job.losses,
             "interruptions": job.interruptions,
+            "job": job.id,
+            "not_before": job.not_before or None,
+            "wish": job.wish,
             "error": job.error,
             "worker": None
             if worker is None
@@ -120,7 +149,8 @@ class _View:
                 "pid": worker.pid,
                 "slurm_job": worker.slurm_job,
                 "device": worker.device,
-                "gone": is_gone(worker),
+                "gone": worker.id in self.gone,
+                "draining": worker.drain,
                 "seconds_since_seen": max(0.0, self.now - worker.last_seen),
             },
         }
@@ -135,6 +165,8 @@ def next_step(ensemble: Ensemble, jobs: Sequence[Job], hint: str) -> str:
         return f"in training; look again with `ensq status {ensemble.name}{hint}`"
     if State.QUEUED in states:
         return f"`ensq worker{hint}` here, or `srun ensq worker{hint}` in a SLURM job"
+    if State.HELD in states:
+        return f"`ensq release {ensemble.name}{hint}` to queue the held members again"
     if State.FAILED in states:
         return (
             f"`ensq retry {ensemble.name}{hint}`, or `ensq finalize {ensemble.name}{hint} "

@@ -7,7 +7,9 @@ from typing import Any
 
 import msgspec
 
+from ensq.config import yamltext
 from ensq.config.structs import RunConfig
+from ensq.errors import ConfigError
 from ensq.rundir import sha256
 
 # What may change without making it another ensemble: how many seeds, what is exported and where
@@ -29,8 +31,18 @@ def dumps(config: RunConfig) -> str:
 
 
 def loads(text: str) -> RunConfig:
-    """The configuration from the JSON of ``dumps``."""
-    return msgspec.json.decode(text.encode(), type=RunConfig)
+    """The configuration from the JSON of ``dumps``, as a database or a result file holds it.
+
+    Raises ConfigError if it is something else.
+    """
+    try:
+        return msgspec.json.decode(text.encode(), type=RunConfig)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        what = yamltext.clipped(str(error), 200)
+        raise ConfigError(
+            f"the recorded configuration can't be read: {what}; the database or the file that "
+            "holds it was changed or is of another version of ensq"
+        ) from error
 
 
 def identity(config: RunConfig) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import yaml
 
+from ensq.config import yamltext
 from ensq.config.legacy import older_keys, translate
 from ensq.config.lint import lint
 from ensq.config.notes import Note
@@ -85,19 +85,16 @@ def _parse(text: str, source: str, overrides: Sequence[str]) -> tuple[RunConfig,
     notes: list[Note] = []
     older = bool(older_keys(tree))
     if older:
-        _check_tree(tree, source)
         try:
             tree, notes = translate(tree)
         except ConfigError as error:
-            raise ConfigError(f"{source}: {error}") from error
-        except RecursionError as error:
-            raise ConfigError(f"{source}: nested too deeply") from error
+            raise ConfigError(f"{source}: {yamltext.clipped(str(error))}") from error
     for override in overrides:
         _apply(tree, override)
-    _check_tree(tree, source)
+        _check_tree(tree, source)
     try:
         config = msgspec.convert(tree, RunConfig, strict=True)
-    except (msgspec.ValidationError, RecursionError) as error:
+    except msgspec.ValidationError as error:
         message = f"{source}: {_explain(str(error), tree)}"
         raise ConfigError(message + (_AFTER if older else "")) from error
     return config, notes
@@ -105,73 +102,57 @@ def _parse(text: str, source: str, overrides: Sequence[str]) -> tuple[RunConfig,
 
 def _tree(text: str, source: str) -> dict[str, Any]:
     try:
-        tree = yaml.load(text, _Loader)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ConfigError(f"{source}: not valid YAML: {_first_line(error)}") from error
+        tree = yamltext.load(text)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
     if not isinstance(tree, dict):
         raise ConfigError(
             f"{source}: a configuration is a mapping with the sections {', '.join(_REQUIRED)}; "
             f"this file holds {_kind(tree)}"
         )
+    _check_tree(tree, source)
     return tree
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, except that a key given twice is an error: the last would win unseen."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if key.value in seen:
-                    line = key.start_mark.line + 1
-                    raise yaml.YAMLError(f"key {key.value!r} is given twice (line {line})")
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def _check_tree(tree: dict[str, Any], source: str) -> None:
-    """What no key takes: a NaN, an infinity, or a name that is no text."""
-    nodes: list[tuple[str, Any]] = [("", tree)]
-    seen: set[int] = set()  # YAML's anchors can make a tree enormous, or endless
-    while nodes:
-        where, node = nodes.pop()
-        if isinstance(node, float) and not math.isfinite(node):
-            raise ConfigError(f"{source}: {where} must be a finite number, not {node}")
-        if not isinstance(node, dict | list) or id(node) in seen:
-            continue
-        seen.add(id(node))
-        for key, item in node.items() if isinstance(node, dict) else enumerate(node):
-            below = f"{where}.{key}" if where else f"{key}"
-            if isinstance(node, dict) and not isinstance(key, str):
-                raise ConfigError(f"{source}: unknown key {below}: names of keys are text")
-            nodes.append((below, item))
+    try:
+        yamltext.check(tree)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
 
 
 def _read(path: Path) -> str:
     try:
-        if path.stat().st_size > _MAX_BYTES:
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)  # of a device or a pipe no size is known before
+        if len(data) > _MAX_BYTES:
             raise ConfigError(f"{path}: larger than 4 MiB, so not a configuration")
-        return path.read_text(encoding="utf-8")
+        # Line ends as in a file that is opened as text.
+        return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not a text file in UTF-8") from error
     except OSError as error:
         raise ConfigError(f"{path}: can't be read: {error.strerror}") from error
+    except ValueError as error:  # a NUL in its name
+        raise ConfigError(f"{str(path)!r} is no file name") from error
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
     """Set one value; the path must lead through mappings and existing list places."""
     key, equals, text = override.partition("=")
+    override = yamltext.clipped(override, 100)  # from here on for messages only
     if not equals or not key:
         raise ConfigError(f"--set {override}: write KEY=VALUE, as in training.stages.0.epochs=3")
     try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is not valid YAML") from error
+        value = yamltext.load(text)
+    except ConfigError as error:
+        raise ConfigError(f"--set {override}: the value is {error}") from error
     node: Any = tree
     *parents, last = key.split(".")
+    if len(parents) > yamltext.MAX_DEPTH:
+        raise ConfigError(f"--set {override}: there are no sections that deep")
     for depth, part in enumerate(parents):
         node = _enter(node, part, override, ".".join(parents[: depth + 1]))
     if isinstance(node, list):
@@ -191,12 +172,14 @@ def _enter(node: Any, part: str, override: str, so_far: str) -> Any:
     if isinstance(node, dict):
         node[part] = {} if node.get(part) is None else copy.copy(node[part])
         return node[part]
-    raise ConfigError(f"--set {override}: nothing can be set below {so_far}")
+    where = yamltext.clipped(so_far, 100)
+    raise ConfigError(f"--set {override}: nothing can be set below {where}")
 
 
 def _place(items: list[Any], text: str, override: str) -> int:
-    if text.isdecimal() and int(text) < len(items):
+    if len(text) < 10 and text.isdecimal() and int(text) < len(items):
         return int(text)
+    text = yamltext.clipped(text, 40)
     raise ConfigError(
         f"--set {override}: {text!r} is no place in a list of {len(items)} (0 is the first)"
     )
@@ -215,14 +198,14 @@ def _explain(message: str, tree: Any) -> str:
     value = _value_at(tree, parts)
     wants_int = what.startswith("Expected `int")
     what = what.replace("`array", "`a list")  # msgspec speaks JSON
-    what = what.replace("`", "").replace("Expected", "expected")
+    what = yamltext.clipped(what.replace("`", "").replace("Expected", "expected"))
     if parts:
         what = what.removeprefix(f"{parts[-1]}: ")
     if what.startswith("Invalid enum value") and (allowed := _choices_at(parts)):
         what = f"expected one of {', '.join(allowed)}"
     text = f"{where}: {what}" if where else what
-    if isinstance(value, str) and _NUMBER_AS_TEXT.fullmatch(value.strip()):
-        number = float(value)
+    number = _number_in(value)
+    if number is not None:
         shown = f"{number:.0f}" if wants_int and number.is_integer() else _with_exponent(number)
         return (
             f"{text}; YAML reads {value} as text, since a number with an exponent needs a point "
@@ -232,6 +215,14 @@ def _explain(message: str, tree: Any) -> str:
         shown = repr(value)
         text += f" (the value is {shown if len(shown) < 60 else shown[:57] + '…'})"
     return text
+
+
+def _number_in(value: Any) -> float | None:
+    """The number that a text with an exponent was meant to be."""
+    if not isinstance(value, str) or not _NUMBER_AS_TEXT.fullmatch(value.strip()):
+        return None
+    number = float(value)
+    return number if math.isfinite(number) and len(value) < 60 else None
 
 
 def _with_exponent(number: float) -> str:
@@ -306,8 +297,4 @@ def _kind(value: Any) -> str:
     if value is None:
         return "nothing"
     names = {"list": "a list", "str": "text", "dict": "a section"}
-    return names.get(type(value).__name__, f"the value {value!r}")
-
-
-def _first_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
+    return names.get(type(value).__name__, yamltext.clipped(f"the value {value!r}", 80))

@@ -9,7 +9,6 @@ is read, not before.
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +29,10 @@ if TYPE_CHECKING:
 _TERMS = ("bond", "angle", "dih")
 _PARTS = ("knots", "coeffs")
 _TYPES = ("angle_type_knots", "angle_type_coeffs", "angle_type_mask")
+_SAYS = ("energy_unit", "dihedral_convention")
 _MAX_BYTES = 64 * 1024 * 1024
+# Of one array: they all become part of the configuration, which is text.
+_MAX_NUMBERS = 50_000
 
 
 def filled_in(config: RunConfig, source: Path) -> RunConfig:
@@ -48,26 +50,16 @@ def filled_in(config: RunConfig, source: Path) -> RunConfig:
     if not priors.use_spline_priors or priors.splines is not None or priors.spline_file is None:
         return config
     path = _find(priors.spline_file, source)
-    splines, said = read(path, types=priors.residue_specific_angles), _said(path)
-    if splines.dih is not None and priors.dihedral_sign == -1 and said[1] == "IUPAC":
+    splines, unit, convention = read(path, types=priors.residue_specific_angles)
+    if splines.dih is not None and priors.dihedral_sign == -1 and convention == "IUPAC":
         raise ConfigError(
             f"{source}: model.priors.dihedral_sign is -1 (the sign of older files), but {path} "
             "says that its dihedrals are after IUPAC; set model.priors.dihedral_sign: 1"
         )
-    splines = _in_unit(splines, said[0], config.unit, path)
+    splines = _in_unit(splines, unit, config.unit, path)
     replace = msgspec.structs.replace
     model = replace(config.model, priors=replace(priors, splines=splines))
     return replace(config, model=model)
-
-
-def _said(path: Path) -> tuple[str, str]:
-    """Unit of energy and convention of dihedrals of a file that could be read."""
-    import numpy as np
-
-    with np.load(path, allow_pickle=False) as archive:
-        unit = str(archive["energy_unit"]) if "energy_unit" in archive else "kcal/mol"
-        sign = str(archive["dihedral_convention"]) if "dihedral_convention" in archive else ""
-    return unit, sign
 
 
 def _in_unit(splines: SplinesConfig, unit: str, wanted: EnergyUnit, path: Path) -> SplinesConfig:
@@ -108,9 +100,17 @@ def _find(name: str, source: Path) -> Path:
     raise ConfigError(f"{source}: model.priors.spline_file: no such file; looked for {looked}")
 
 
-def read(path: Path, types: bool) -> SplinesConfig:
-    """The splines of a file; with ``types`` those by species, too. Raises ConfigError."""
-    arrays = _arrays(path, (*(f"{term}_{part}" for term in _TERMS for part in _PARTS), *_TYPES))
+def read(path: Path, types: bool) -> tuple[SplinesConfig, str, str]:
+    """The splines of a file, its unit of energy, and its convention of dihedrals ("": not said).
+
+    With ``types`` those by species, too. Raises ConfigError.
+    """
+    arrays, said = _arrays(path, types)
+    unit = _text(path, said.get("energy_unit"), "kcal/mol")
+    return _splines(path, arrays, types), unit, _text(path, said.get("dihedral_convention"), "")
+
+
+def _splines(path: Path, arrays: dict[str, Array], types: bool) -> SplinesConfig:
     splines: dict[str, SplineConfig] = {}
     for term in _TERMS:
         knots, coeffs = arrays.get(f"{term}_knots"), arrays.get(f"{term}_coeffs")
@@ -127,27 +127,54 @@ def read(path: Path, types: bool) -> SplinesConfig:
     return SplinesConfig(**splines, angle_types=angle_types)
 
 
-def _arrays(path: Path, names: tuple[str, ...]) -> dict[str, Array]:
-    """The arrays of these names that the file holds, as float64."""
+def _arrays(path: Path, types: bool) -> tuple[dict[str, Array], dict[str, Any]]:
+    """The arrays that the file has, as float64, and what it says of itself."""
     import numpy as np
 
-    found = {}
+    from ensq import npzfile
+
+    numbers = [f"{term}_{part}" for term in _TERMS for part in _PARTS] + list(_TYPES) * types
+    found, said = {}, {}
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise ConfigError(f"{path}: larger than 64 MiB, so not a file of splines")
         with path.open("rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            if isinstance(archive, np.ndarray):
+            if file.read(6) == b"\x93NUMPY":
                 raise ConfigError(f"{path}: holds one array; an NPZ file of splines is expected")
-            for name in names:
-                if name in archive:
-                    found[name] = np.asarray(archive[name], dtype=np.float64)
-    except (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        what = " ".join(str(error).split())[:120]
-        if "pickle" in what:
-            what = "pickled data, which ensq never loads; write plain arrays with numpy.savez"
+            with npzfile.Npz(file) as archive:
+                for name in archive.names:
+                    if name in numbers:
+                        values = archive.read(name)
+                        if values.dtype.kind not in "biuf" or values.size > _MAX_NUMBERS:
+                            raise npzfile.Unreadable(
+                                f"{name} has shape {values.shape} and dtype {values.dtype}; it "
+                                f"must hold at most {_MAX_NUMBERS} numbers"
+                            )
+                        with np.errstate(over="ignore"):  # of more than 64 bits
+                            found[name] = values.astype(np.float64)
+                    elif name in _SAYS:
+                        said[name] = archive.read(name)
+    except npzfile.Pickled as error:
+        raise ConfigError(
+            f"{path}: not a readable NPZ file of splines: pickled data, which ensq never loads; "
+            "write plain arrays with numpy.savez"
+        ) from error
+    except (OSError, npzfile.Unreadable) as error:
+        what = getattr(error, "strerror", None) or str(error)
         raise ConfigError(f"{path}: not a readable NPZ file of splines: {what}") from error
-    return found
+    return found, said
+
+
+def _text(path: Path, values: Any, unsaid: str) -> str:
+    """What a file says in one word."""
+    if values is None:
+        return unsaid
+    if values.size != 1 or values.dtype.kind not in "US" or values.dtype.itemsize > 400:
+        raise ConfigError(
+            f"{path}: energy_unit and dihedral_convention must be one word each, as text"
+        )
+    word = values.reshape(()).item()
+    return word.decode("ascii", "replace") if isinstance(word, bytes) else str(word)
 
 
 def _spline(path: Path, name: str, knots: Array, coeffs: Array) -> SplineConfig:
@@ -171,7 +198,7 @@ def _by_species(path: Path, arrays: dict[str, Array]) -> tuple[SplineConfig | No
             "needs"
         )
     knots, coeffs, mask = (arrays[name] for name in _TYPES)
-    if mask.ndim != 1 or not len(mask) == len(knots) == len(coeffs):
+    if mask.ndim != 1 or not mask.shape == knots.shape[:1] == coeffs.shape[:1]:
         raise ConfigError(
             f"{path}: angle_type_knots, angle_type_coeffs and angle_type_mask must have one entry "
             f"per species; shapes {list(knots.shape)}, {list(coeffs.shape)}, {list(mask.shape)}"

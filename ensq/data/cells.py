@@ -10,6 +10,7 @@ from ensq.units import convert
 
 # Lattice planes nearer than this (Angstrom) are of no crystal: a flat cell, or a wrong unit.
 MIN_HEIGHT = 0.5
+_LARGEST = 1e8  # an edge in any unit; beyond it lie damaged files
 
 
 def cell_of(raw: Raw, T: int, length: float, unit: str) -> Array | None:
@@ -90,7 +91,8 @@ def _matrices(raw: Raw, T: int) -> Array:
     if values.size == 1:
         values = np.broadcast_to(values.reshape(1), (3,))
     if values.shape[-2:] != (3, 3):  # [3,3] is one matrix, even for three frames
-        values = values[..., :, None] * np.eye(3)
+        with np.errstate(invalid="ignore"):  # an infinity times zero; it is refused below
+            values = values[..., :, None] * np.eye(3)
     return np.broadcast_to(values, (T, 3, 3))
 
 
@@ -108,12 +110,12 @@ def _pbc(raw: Raw, T: int) -> Array | None:
 
 
 def _check_finite(raw: Raw, cell: Array) -> None:
-    bad = np.argwhere(~np.isfinite(cell))
+    bad = np.argwhere(~(np.abs(cell) <= _LARGEST))
     if bad.size:
         frame, axis, _ = bad[0]
         raise DataError(
-            f"{raw.path}: {raw.name('cell')}: frame {frame}, lattice vector {axis} holds NaN or "
-            f"infinity ({len(bad)} such values)"
+            f"{raw.path}: {raw.name('cell')}: frame {frame}, lattice vector {axis} holds NaN, "
+            f"infinity or a number over {_LARGEST:g} ({len(bad)} such values)"
         )
 
 

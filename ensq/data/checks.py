@@ -8,13 +8,17 @@ from ensq.config.structs import GammasConfig, UnitsConfig
 from ensq.data.cells import cell_of
 from ensq.data.npz import listed
 from ensq.data.species import per_bead, species_of
-from ensq.data.structs import Array, Data, Part, Raw, text
+from ensq.data.structs import Array, Data, Part, Raw, names_in, short
 from ensq.errors import DataError
 from ensq.units import EnergyUnit, conversion, convert
 
 # No two atoms are bound at less than 0.7 Angstrom; beads in nm are 0.1 to 0.5 apart.
 MIN_SPACING = 0.5
 _FRAMES_LOOKED_AT, _BEADS_LOOKED_AT = 32, 200  # for the typical distance of neighbours
+_DISTANCES = 500_000  # at a time, and in all for each frame of those: fewer beads of large frames
+# Far beyond any position (Angstrom, nm, Bohr), force and energy: larger numbers are damage, and
+# their squares would overflow.
+_LARGEST = {"R": 1e8, "F": 1e15, "U": 1e15}
 
 
 def part(raw: Raw, gammas: GammasConfig, units: UnitsConfig, unit: EnergyUnit) -> Part:
@@ -61,7 +65,7 @@ def _floats(raw: Raw, key: str, ndim: int) -> Array:
             f"(data.keys.{key} may name another)"
         )
     values = raw.arrays[key]
-    if values.dtype.kind != "f":
+    if values.dtype.kind != "f" or values.dtype.itemsize not in (4, 8):
         raise DataError(
             f"{raw.path}: {raw.name(key)} has dtype {values.dtype}; it must be float32 or float64"
         )
@@ -101,7 +105,8 @@ def _energies(raw: Raw, T: int, needed: bool) -> Array | None:
             f"{raw.path}: {name} has shape {values.shape} and dtype {values.dtype}; it must be "
             f"floating-point [{T}]"
         )
-    values = values.reshape(T).astype(np.float64)
+    with np.errstate(over="ignore"):  # of more than 64 bits
+        values = values.reshape(T).astype(np.float64)
     _check_finite(raw, "U", values)
     return values
 
@@ -115,6 +120,10 @@ def _replica(raw: Raw, T: int) -> Array | None:
             f"{raw.path}: replica has shape {values.shape} and dtype {values.dtype}; it must be "
             f"one integer per frame, [{T}]"
         )
+    # Trajectories of several files are numbered on; above this a float doesn't know its neighbour.
+    wrong = np.flatnonzero((values > 2**53) | (values < -(2**53)))
+    if wrong.size:
+        raise DataError(f"{raw.path}: replica: frame {wrong[0]} has {values[wrong[0]]}: too large")
     return values
 
 
@@ -129,7 +138,7 @@ def _protein(raw: Raw, T: int) -> tuple[Array | None, tuple[str, ...]]:
             f"one integer or name per frame, [{T}]"
         )
     given = raw.arrays.get("protein_names")
-    names = [] if given is None else text(given)
+    names = [] if given is None else names_in(raw, "protein_names", given)
     values = np.broadcast_to(values, (T,))
     if names and values.dtype.kind in "iu":
         wrong = np.flatnonzero((values < 0) | (values >= len(names)))
@@ -140,13 +149,14 @@ def _protein(raw: Raw, T: int) -> tuple[Array | None, tuple[str, ...]]:
             )
         return values.astype(np.int32), tuple(names)
     present, index = np.unique(values, return_inverse=True)
-    found = text(present)
+    found = names_in(raw, "protein", present)
     if not names:
         return index.astype(np.int32), tuple(found)
-    unknown = [name for name in found if name not in names]
+    places = {name: number for number, name in reversed(list(enumerate(names)))}  # the first counts
+    unknown = [name for name in found if name not in places]
     if unknown:
-        raise DataError(f"{raw.path}: protein has {unknown[0]!r}, not among protein_names")
-    place = np.array([names.index(name) for name in found], np.int32)
+        raise DataError(f"{raw.path}: protein has {short(unknown[0])!r}, not among protein_names")
+    place = np.array([places[name] for name in found], np.int32)
     return place[index], tuple(names)
 
 
@@ -165,6 +175,12 @@ def _check_finite(raw: Raw, key: str, values: Array) -> None:
         raise DataError(
             f"{raw.path}: {raw.name(key)}: {where} holds NaN or infinity ({len(bad)} such values)"
         )
+    largest = float(np.abs(values).max(initial=0.0))
+    if largest > _LARGEST[key]:
+        raise DataError(
+            f"{raw.path}: {raw.name(key)} goes up to {largest:.3g}, over {_LARGEST[key]:g}: "
+            "damaged, or no such quantity"
+        )
 
 
 def _check_spacing(raw: Raw, data: Data, unit: str) -> None:
@@ -178,7 +194,8 @@ def _check_spacing(raw: Raw, data: Data, unit: str) -> None:
         x = data.R[frame][data.mask[frame]].astype(np.float64)
         if len(x) < 2:
             continue
-        centres = np.arange(0, len(x), -(-len(x) // _BEADS_LOOKED_AT))
+        beads = max(1, min(_BEADS_LOOKED_AT, _DISTANCES // len(x)))
+        centres = np.arange(0, len(x), -(-len(x) // beads))
         distance = np.linalg.norm(x[centres, None] - x[None], axis=-1)
         distance[np.arange(len(centres)), centres] = np.inf
         nearest.append(distance.min(axis=1))

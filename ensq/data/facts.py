@@ -17,7 +17,10 @@ _SAMPLE = 20  # frames whose neighbours are counted
 _CENTRES = 100  # beads of each of them
 _SEARCHED = 500  # frames looked at, with all their beads, before a cutoff is refused
 _MAX_IMAGES = 8  # periodic images looked at along each vector and direction
-_BLOCK = 1000  # frames (or beads) at a time, for the memory
+_BLOCK = 1000  # frames at a time, for the memory
+_DISTANCES = 500_000  # at a time, the same
+_SAMPLED = 20_000_000  # distances of the sample, periodic images included, over all its frames
+_MOST_SEARCHED = 50_000_000  # distances looked at before a cutoff is refused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,12 +121,15 @@ def _neighbours(data: Data, split: Split, config: RunConfig, source: str) -> flo
     mean = float(np.concatenate(counts).mean())
     if mean > 0:
         return mean
-    nearest = np.inf
+    nearest, left = np.inf, _MOST_SEARCHED
     for frame in _spread(split.training, _SEARCHED):
         found, distance = _near(data, frame, cutoff, None)
         if found.any():
             return mean
         nearest = min(nearest, distance)
+        left -= len(found) * int(data.mask[frame].sum())
+        if left < 0:
+            break
     raise DataError(f"{source}: {no_neighbours(cutoff, nearest)}")
 
 
@@ -142,14 +148,19 @@ def _spread(frames: Array, count: int) -> list[int]:
 
 
 def _near(data: Data, frame: int, cutoff: float, centres: int | None) -> tuple[Array, float]:
-    """Neighbours of some beads of a frame (of all for None), and the least distance seen."""
+    """Neighbours of some beads of a frame (of all for None), and the least distance seen.
+
+    Large frames, and those of many periodic images, are looked at around fewer beads.
+    """
     x = data.R[frame][data.mask[frame]].astype(np.float64)
-    step = 1 if centres is None else -(-len(x) // centres)
-    chosen = np.arange(0, len(x), step)
-    images = _images(None if data.cell is None else data.cell[frame], cutoff)
+    room = _SAMPLED // _SAMPLE if centres else _MOST_SEARCHED
+    images = _images(None if data.cell is None else data.cell[frame], cutoff, room // len(x))
+    most = min(centres or len(x), max(1, room // (len(x) * len(images))))
+    chosen = np.arange(0, len(x), -(-len(x) // most))
     counts, nearest = [], np.inf
-    for start in range(0, len(chosen), _BLOCK):
-        block = chosen[start : start + _BLOCK]
+    size = max(1, _DISTANCES // len(x))
+    for start in range(0, len(chosen), size):
+        block = chosen[start : start + size]
         count = np.zeros(len(block), int)
         away = x[block, None] - x[None]  # [C,N,3]
         if data.cell is not None:  # to the nearest cell: positions need not be wrapped
@@ -165,11 +176,13 @@ def _near(data: Data, frame: int, cutoff: float, centres: int | None) -> tuple[A
     return np.concatenate(counts), nearest
 
 
-def _images(cell: Array | None, cutoff: float) -> list[Array]:
-    """The shifts to periodic images that can hold a neighbour."""
+def _images(cell: Array | None, cutoff: float, most: int) -> list[Array]:
+    """The shifts to periodic images that can hold a neighbour; at most so many, the nearest."""
     if cell is None or not cell.any():
         return [np.zeros(3)]
     reach = np.minimum(np.ceil(cutoff / heights(cell[None])[0] + 0.5), _MAX_IMAGES)
+    while np.prod(2 * reach * cell.any(axis=1) + 1) > max(1, most):
+        reach = np.minimum(reach, reach.max() - 1)
     steps = [
         range(-int(n), int(n) + 1) if v.any() else range(1)
         for n, v in zip(reach, cell, strict=True)

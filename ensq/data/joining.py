@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ensq.data.padding import refuse_much_padding
 from ensq.data.structs import ELEMENTS, Array, Data, Part
 from ensq.errors import DataError
 
@@ -21,7 +22,7 @@ def join(path: Path, parts: Sequence[Part]) -> Data:
             )
     names, species = _species(path, parts)
     data = [part.data for part in parts]
-
+    refuse_much_padding(path, np.concatenate([one.mask.sum(axis=1) for one in data]))
     forces = [one.F for one in data if one.F is not None]
     energies = [one.U for one in data if one.U is not None]
     proteins, protein_names = _proteins(parts, species)

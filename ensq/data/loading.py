@@ -25,17 +25,25 @@ class _NoLabels(GammasConfig, frozen=True):
 
 def data_files(path: Path) -> list[Path]:
     """The files of a data path in the order of their names; it may be a folder of them."""
-    if not path.is_dir():
-        if not path.exists():
-            raise DataError(f"{path}: no such data file (data.path)")
-        return [path]
-    files = sorted(
-        file for file in path.iterdir() if file.suffix.lower() == _NPZ or xyz.is_xyz(file)
-    )
+    try:
+        if not path.is_dir():
+            if not path.exists():
+                raise DataError(f"{path}: no such data file (data.path)")
+            _check_file(path)
+            return [path]
+        files = sorted(
+            file for file in path.iterdir() if file.suffix.lower() == _NPZ or xyz.is_xyz(file)
+        )
+    except (OSError, ValueError) as error:  # a name too long, or with a NUL
+        text = getattr(error, "strerror", None) or str(error)
+        raise DataError(f"{path}: can't be read: {text}") from error
     if not files:
         raise DataError(f"{path}: the folder holds no .npz, .extxyz or .xyz file")
     stems: dict[str, str] = {}
     for file in files:
+        _check_file(file)
+        if not file.name.isprintable():  # it becomes the name of a protein
+            raise DataError(f"{path}: the name {file.name!a} can't be shown: rename the file")
         other = stems.setdefault(file.name.split(".")[0], file.name)
         if other != file.name and Path(other).suffix != file.suffix:
             raise DataError(
@@ -43,6 +51,12 @@ def data_files(path: Path) -> list[Path]:
                 "count twice: move one of them away, or rename it"
             )
     return files
+
+
+def _check_file(path: Path) -> None:
+    """Raise DataError for a device or a pipe, which may have no end, or never begin."""
+    if not path.is_file():
+        raise DataError(f"{path}: no file with data in it: a broken link, a folder or a device")
 
 
 def digest(path: Path) -> str:

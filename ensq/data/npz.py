@@ -1,17 +1,13 @@
-"""Reading NPZ files: which array is what, without ever unpickling anything."""
+"""Reading NPZ files: which array is what."""
 
 from __future__ import annotations
 
-import struct
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import numpy as np
-
+from ensq import npzfile
 from ensq.config.structs import KeysConfig
-from ensq.data.structs import Array, Raw
+from ensq.data.structs import Array, Raw, short
 from ensq.errors import DataError
 
 # ensq's name -> the file's usual ones, best first. If a file has several, the first counts.
@@ -39,28 +35,20 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "cell": ("lattice", "box"),
 }
 ATOMIC_NUMBERS = (*USUAL["Z"], *ALIASES["Z"])
-# What NumPy, zipfile and zlib raise for a damaged archive.
-_UNREADABLE = (
-    OSError, ValueError, EOFError, KeyError, MemoryError, RuntimeError, SyntaxError, TypeError,
-    OverflowError, struct.error, zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
 
 
 def read(path: Path, keys: KeysConfig) -> Raw:
     """The arrays of an NPZ file that ensq uses; all others stay unread."""
     try:
         with path.open("rb") as file:
-            _check_kind(path, file.read(6))
-            file.seek(0)
-            archive = np.load(file, allow_pickle=False)
-            if isinstance(archive, np.ndarray):
-                raise DataError(f"{path}: a single array, not an NPZ file with R, F, species")
-            holds = tuple(archive.files)
-            called = _called(path, holds, keys)
-            spare = _spare(called)
-            arrays = {k: _array(path, v, archive, k in spare) for k, v in called.items()}
-    except _UNREADABLE as error:
-        text = " ".join(str(error).split()) or type(error).__name__
+            _check_kind(path, file.read(8))
+            with npzfile.Npz(file) as archive:
+                called = _called(path, archive.names, keys)
+                spare = _spare(called)
+                arrays = {k: _array(path, v, archive, k in spare) for k, v in called.items()}
+                holds = archive.names
+    except (OSError, npzfile.Unreadable) as error:
+        text = getattr(error, "strerror", None) or str(error)
         raise DataError(f"{path}: not a readable NPZ file: {text}") from error
     found = {key: values for key, values in arrays.items() if values is not None}
     return Raw(path, found, called, holds)
@@ -70,6 +58,8 @@ def _check_kind(path: Path, start: bytes) -> None:
     """Say so if a file is no ZIP archive, as NPZ files are, nor a NumPy array."""
     if start.startswith(b"PK") or start == b"\x93NUMPY":
         return
+    if start.startswith(b"\x93NUMPY"):
+        raise DataError(f"{path}: a single array, not an NPZ file with R, F, species")
     if path.suffix.lower() == ".npz":
         what = "not a readable NPZ file: it is no ZIP archive, as numpy.savez writes them"
         raise DataError(f"{path}: {what}" + ("; it is empty" if not start else ""))
@@ -104,7 +94,7 @@ def _find(path: Path, holds: tuple[str, ...], key: str, chosen: str | None) -> s
     if chosen is not None:
         if chosen not in holds:
             raise DataError(
-                f"{path}: data.keys.{key} is {chosen!r}, which the file has not; it has "
+                f"{path}: data.keys.{key} is {short(chosen)!r}, which the file has not; it has "
                 f"{listed(holds)}"
             )
         return chosen
@@ -128,22 +118,20 @@ def _spare(called: Mapping[str, str]) -> tuple[str, ...]:
     return ("resname", "names") if "Z" in called else ("resname",)
 
 
-def _array(path: Path, name: str, archive: Mapping[str, Array], spare: bool) -> Array | None:
+def _array(path: Path, name: str, archive: npzfile.Npz, spare: bool) -> Array | None:
     """One array; None for a pickled one that the data can do without."""
     try:
-        return np.asarray(archive[name])
-    except ValueError as error:
-        if "allow_pickle" not in str(error):
-            raise
-    if spare:
-        return None
-    raise DataError(
-        f"{path}: {name} holds pickled objects, which are never read: store plain numbers or text "
-        "(dtype=str), frames of different sizes padded with mask 0"
-    )
+        return archive.read(name)
+    except npzfile.Pickled as error:
+        if spare:
+            return None
+        raise DataError(
+            f"{path}: {error}: store plain numbers or text (dtype=str), frames of different sizes "
+            "padded with mask 0"
+        ) from error
 
 
 def listed(names: Iterable[str]) -> str:
     """Names for a message, not more than a line's worth of them."""
-    shown = list(names)
+    shown = [short(name) for name in names]
     return ", ".join(shown[:20]) + (", …" if len(shown) > 20 else "") if shown else "none"

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ensq.data.structs import ELEMENTS, Array, Raw, text
+from ensq.data.structs import ELEMENTS, Array, Raw, names_in, short
 from ensq.errors import DataError
 
 MAX_UNNAMED = 1000  # a larger number is no kind of bead
@@ -58,7 +58,7 @@ def species_of(raw: Raw, mask: Array) -> Species:
 
 
 def _of_numbers(raw: Raw, values: Array, mask: Array) -> Species:
-    names = text(raw.arrays["names"]) if "names" in raw.arrays else []
+    names = _names(raw) or []
     limit = len(names) if names else MAX_UNNAMED
     wrong = np.argwhere((values < 0) | (values >= limit))
     if wrong.size:
@@ -94,17 +94,24 @@ def _of_text(raw: Raw, key: str, mask: Array) -> Species:
     """Text for each bead; the names are the file's, or the different texts in sorted order."""
     values = _as_text(raw, key, mask)
     present, index = np.unique(values[mask], return_inverse=True)
-    names = text(raw.arrays["names"]) if "names" in raw.arrays else present.tolist()
+    different = names_in(raw, key, present)
+    given = _names(raw)
+    names = different if given is None else given
     place = {name: number for number, name in enumerate(names)}
-    unknown = [name for name in present.tolist() if name not in place]
+    unknown = [name for name in different if name not in place]
     if unknown:
         raise DataError(
-            f"{raw.path}: {raw.name(key)} has {unknown[0]!r}, which is not among "
+            f"{raw.path}: {raw.name(key)} has {short(unknown[0])!r}, which is not among "
             f"{raw.name('names')}"
         )
     species = np.zeros(mask.shape, np.int32)
-    species[mask] = np.array([place[name] for name in present.tolist()], np.int32)[index]
+    species[mask] = np.array([place[name] for name in different], np.int32)[index]
     return Species(species, tuple(names), False, True)
+
+
+def _names(raw: Raw) -> list[str] | None:
+    """The names of species that the file has."""
+    return names_in(raw, "names", raw.arrays["names"]) if "names" in raw.arrays else None
 
 
 def _names_by_residue(raw: Raw, values: Array, mask: Array) -> list[str]:
@@ -113,6 +120,7 @@ def _names_by_residue(raw: Raw, values: Array, mask: Array) -> list[str]:
     residues = _residues(raw, mask)
     if residues is None:
         return names
+    names_in(raw, "resname", np.unique(residues[mask]))
     pairs = set(zip(values[mask].tolist(), residues[mask].tolist(), strict=True))
     numbers, residue_names = {n for n, _ in pairs}, {name for _, name in pairs}
     if len(pairs) == len(numbers) == len(residue_names):
@@ -142,7 +150,8 @@ def _residues_tell_more(raw: Raw, mask: Array) -> bool:
 
 
 def _whole(values: Array, mask: Array) -> bool:
-    return values.dtype.kind == "f" and bool((values[mask] % 1 == 0).all())
+    with np.errstate(invalid="ignore"):  # infinities
+        return values.dtype.kind == "f" and bool((values[mask] % 1 == 0).all())
 
 
 def _as_text(raw: Raw, key: str, mask: Array) -> Array:

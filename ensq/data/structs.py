@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ensq.errors import DataError
+
 Array = NDArray[Any]
 
 ELEMENTS = (  # noqa: SIM905 (118 quoted symbols would be no easier to read)
@@ -96,7 +98,36 @@ class Part(NamedTuple):
     named: bool  # the file itself names its species
 
 
-def text(values: Array) -> list[str]:
-    """Text of an array of one axis (or none), which may be stored as bytes."""
+# Names become keys of results and labels of tables: more or longer ones are no names.
+MAX_NAMES = 100_000
+MAX_NAME = 200
+
+
+def names_in(raw: Raw, key: str, values: Array) -> list[str]:
+    """Names of an array of one axis (or none), which may be numbers, or text stored as bytes.
+
+    Raises DataError for what could not be shown as it is: control characters would reach terminals
+    and files wherever the name is written.
+    """
     flat = np.atleast_1d(values)
-    return [v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in flat.tolist()]
+    called = raw.name(key)
+    if flat.ndim > 1 or flat.size > MAX_NAMES or flat.dtype.kind not in "iuUS":
+        raise DataError(
+            f"{raw.path}: {called} has shape {values.shape} and dtype {values.dtype}; it must be a "
+            f"list of at most {MAX_NAMES} names"
+        )
+    names = [
+        v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in flat.tolist()
+    ]
+    for place, name in enumerate(names):
+        if len(name) > MAX_NAME or not name.isprintable():
+            raise DataError(
+                f"{raw.path}: {called}: the name {short(ascii(name))} (number {place}) is longer "
+                f"than {MAX_NAME} characters or holds some that can't be shown: rename it"
+            )
+    return names
+
+
+def short(name: str, length: int = 60) -> str:
+    """A name for a message."""
+    return name if len(name) <= length else name[: length - 1] + "…"

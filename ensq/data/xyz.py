@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
@@ -14,7 +15,8 @@ import numpy as np
 
 from ensq.config.structs import GammasConfig, KeysConfig
 from ensq.data.npz import listed
-from ensq.data.structs import Array, Raw
+from ensq.data.padding import refuse_much_padding
+from ensq.data.structs import MAX_NAME, Array, Raw, short
 from ensq.errors import DataError
 
 SUFFIXES = (".xyz", ".extxyz", ".xyz.gz", ".extxyz.gz")
@@ -24,6 +26,12 @@ ENERGIES = ("energy", "ref_energy", "dft_energy")
 LAST_RESORT = "free_energy"
 # More kinds of `config_type` than this are labels of frames, not molecules.
 MAX_CONFIG_TYPES = 64
+_MAX_DIGITS = 9  # of the number of atoms
+_MAX_COLUMNS = 200  # numbers for each atom; ASE makes a field for each that is announced
+# Text of numbers packs to a third or a quarter; a file may unpack to this at least.
+_MOST_TIMES, _ALWAYS_ALLOWED = 16, 1024 * 1024
+_LARGEST = 2**53  # of whole numbers
+_LONGEST_COMMENT, _LONGEST_JSON = 1_000_000, 10_000  # characters
 
 
 class Frame(NamedTuple):
@@ -52,6 +60,7 @@ def read(path: Path, keys: KeysConfig, gammas: GammasConfig) -> Raw:
         raise DataError(f"{path}: holds no frame")
     sizes = np.array([len(frame.numbers) for frame in frames])
     beads = int(sizes.max())
+    refuse_much_padding(path, sizes)
     if beads > 1:
         refuse_single_atoms(path, sizes)
     arrays = {
@@ -100,11 +109,12 @@ def _blocks(path: Path) -> Iterator[str]:
         with _open(path) as file:
             place = 0
             while line := _next_line(file):
-                atoms = int(line) if line.strip().isdecimal() else 0
+                count = line.strip()
+                atoms = int(count) if count.isdecimal() and len(count) <= _MAX_DIGITS else 0
                 if atoms < 1:
                     raise DataError(
                         f"{path}: frame {place}: the number of its atoms should stand here, not "
-                        f"{line.strip()[:40]!r}"
+                        f"{count[:40]!r}"
                     )
                 rest = list(islice(file, atoms + 1))
                 if len(rest) <= atoms:
@@ -121,8 +131,22 @@ def _blocks(path: Path) -> Iterator[str]:
 
 def _open(path: Path) -> TextIO:
     if path.suffix.lower() == ".gz":
+        _refuse_bomb(path)
         return gzip.open(path, "rt", encoding="utf-8")
     return path.open(encoding="utf-8")
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Raise DataError if a gzip file unpacks out of all proportion to its size."""
+    room = max(_ALWAYS_ALLOWED, _MOST_TIMES * path.stat().st_size)
+    with gzip.open(path, "rb") as file:
+        while block := file.read(_ALWAYS_ALLOWED):
+            room -= len(block)
+            if room < 0:
+                raise DataError(
+                    f"{path}: unpacks to over {_MOST_TIMES} times its size, as only files made to "
+                    "fill the memory do; if it is a real one, unpack it (gunzip)"
+                )
 
 
 def _next_line(file: TextIO) -> str:
@@ -133,10 +157,10 @@ def _next_line(file: TextIO) -> str:
 
 
 def _parse(path: Path, place: int, block: str) -> Frame:
-    from ase.io import iread  # half a second: only for who has such files
+    from ase.io.extxyz import read_xyz  # half a second: only for who has such files
 
     try:
-        (atoms,) = iread(io.StringIO(block), format="extxyz", parallel=False)
+        (atoms,) = read_xyz(io.StringIO(block), index=0, properties_parser=_comment)
         per_atom = {k: v for k, v in atoms.arrays.items() if k not in ("numbers", "positions")}
         per_frame = dict(atoms.info)
         for key, value in (atoms.calc.results if atoms.calc else {}).items():
@@ -152,13 +176,34 @@ def _parse(path: Path, place: int, block: str) -> Frame:
     except Exception as error:  # ASE raises whatever its parts raise
         unknown = isinstance(error, KeyError) and error.args and isinstance(error.args[0], str)
         text = (
-            f"{_as_written(block, error.args[0])!r} is no chemical element; for beads, give their "
-            "names in a column of another name than species (Properties=bead:S:1:…) and set "
+            f"{short(_as_written(block, error.args[0]))!r} is no chemical element; for beads, give "
+            "their names in a column of another name than species (Properties=bead:S:1:…) and set "
             "data.keys.species to it, or use NPZ"
             if unknown
-            else " ".join(str(error).split()) or type(error).__name__
+            else short(" ".join(str(error).split()), 300) or _WORDS.get(type(error), "damaged")
         )
         raise DataError(f"{path}: frame {place}: not readable as extended XYZ: {text}") from error
+
+
+_WORDS = {MemoryError: "too large", RecursionError: "brackets nested too deeply"}
+
+
+def _comment(line: str) -> dict[str, Any]:
+    """The comment line by ASE's own parser. Raises ValueError for what would fill the memory.
+
+    ASE makes a field for each column that ``Properties`` announces, and an array of texts as wide
+    as the longest from JSON.
+    """
+    from ase.io.extxyz import key_val_str_to_dict
+
+    if len(line) > (_LONGEST_JSON if "_JSON" in line else _LONGEST_COMMENT):
+        raise ValueError(f"the comment line has {len(line)} characters")
+    found: dict[str, Any] = key_val_str_to_dict(line)  # type: ignore[no-untyped-call]
+    counts = str(found.get("Properties", "")).split(":")[2::3]
+    columns = [int(count) if len(count) <= _MAX_DIGITS else _MAX_COLUMNS + 1 for count in counts]
+    if len(columns) > _MAX_COLUMNS or sum(columns) > _MAX_COLUMNS or min(columns, default=1) < 1:
+        raise ValueError(f"Properties must announce 1 to {_MAX_COLUMNS} numbers for each atom")
+    return found
 
 
 def _as_written(block: str, symbol: str) -> str:
@@ -213,7 +258,7 @@ def _column(path: Path, frames: Named, key: str, name: str, width: int | None) -
             )
         value = np.asarray(frame[name])
         if value.dtype.kind == "O":  # ASE's text
-            value = value.astype(str)
+            value = _texts(path, name, value.ravel().tolist()).reshape(value.shape)
         fits = value.ndim == 1 if width is None else value.shape[1:] == (width,)
         if not fits or (width is not None and value.dtype.kind not in "fiu"):
             wanted = "one value" if width is None else f"{width} numbers"
@@ -222,16 +267,30 @@ def _column(path: Path, frames: Named, key: str, name: str, width: int | None) -
     return values
 
 
+def _texts(path: Path, name: str, values: Sequence[Any]) -> Array:
+    """Text as an array, which is as wide as the longest everywhere."""
+    texts = [str(value) for value in values]
+    longest = max(texts, key=len)
+    if len(longest) > MAX_NAME:
+        raise DataError(
+            f"{path}: {name} holds {short(longest)!r}, a name of over {MAX_NAME} characters"
+        )
+    return np.array(texts)
+
+
 def _numbers(path: Path, frames: Named, name: str, kind: type) -> Array:
     """One number [T] of each frame's comment line."""
-    values = [frame[name] for frame in frames]
-    allowed = (int, np.integer) if kind is int else (int, float, np.integer, np.floating)
+    values: list[Any] = [frame[name] for frame in frames]
+    allowed: Any = (int, np.integer) if kind is int else (int, float, np.integer, np.floating)
     for place, value in enumerate(values):
         if isinstance(value, bool | np.bool_) or not isinstance(value, allowed):
             raise DataError(
-                f"{path}: frame {place}: {name} is {str(value)[:40]!r}; it must be one "
+                f"{path}: frame {place}: {name} is {short(str(value))!r}; it must be one "
                 + ("integer" if kind is int else "number")
             )
+        most = _LARGEST if kind is int else sys.float_info.max
+        if most < abs(value) < np.inf:  # infinities are spoken of with the other energies
+            raise DataError(f"{path}: frame {place}: {name} is {short(str(value))}: too large")
     return np.array(values, kind)
 
 
@@ -244,12 +303,12 @@ def _groups(path: Path, lines: Named) -> dict[str, Array]:
             groups[key] = (
                 _numbers(path, lines, key, int)
                 if key == "replica"
-                else np.array([str(line[key]) for line in lines])
+                else _texts(path, key, [line[key] for line in lines])
             )
     if "protein" not in groups:
         kinds = [str(line.get("config_type", "Default")) for line in lines]
         if 1 < len(set(kinds)) <= MAX_CONFIG_TYPES:
-            groups["protein"] = np.array(kinds)
+            groups["protein"] = _texts(path, "config_type", kinds)
     return groups
 
 

@@ -6,28 +6,32 @@ best parameters, place in the training, losses so far, digests of configuration 
 
 from __future__ import annotations
 
-import json
-import struct
+import errno
+import os
+import re
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import safetensors.numpy
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 
-from ensq import __version__
+from ensq import __version__, seal
 from ensq.errors import CheckpointError
-from ensq.rundir import sha256, write_atomic
+from ensq.rundir import disk_error, sha256, write_atomic
+from ensq.train import sealed
 
-FORMAT = 2
+MAX_BYTES = 8 * 2**30  # of a file that is read into memory
 HISTORY_COLUMNS = (
     "train_loss", "val_loss", "val_rmse_force", "val_rmse_energy", "learning_rate", "seconds"
 )  # fmt: skip
 
-
+# Away now and maybe back soon: not a reason to give a file up and to train its epochs again.
+_AWAY = (errno.ESTALE, errno.ENXIO, errno.EREMOTEIO, errno.ETIMEDOUT, errno.ENOTCONN)
+_PART = re.compile(r"\['([^']+)'\]")
+_PARAMETER = re.compile(r"params(\['[^']+'\]){1,16}")  # a deeper tree could end the interpreter
 _BEST_ARRAYS = ("best_force", "best_energy", "best_species")
 
 
@@ -86,18 +90,41 @@ class Restored:
 def read_position(data: bytes) -> tuple[int, int]:
     """Epoch and step of a checkpoint, without its tensors."""
     meta = _metadata(data, "checkpoint")
-    return int(meta["epoch"]), int(meta["step"])
+    with sealed.holding("checkpoint"):
+        return sealed.whole(meta, "epoch"), sealed.whole(meta, "step")
 
 
-def read_verified(path: Path, digest: str) -> bytes:
-    """The file's bytes. Raises CheckpointError unless they have this SHA-256."""
+def read_verified(path: Path, digest: str | None) -> bytes:
+    """The file's bytes, verified by their recorded SHA-256, or without one by their seal.
+
+    Raises:
+        CheckpointError: It can't be read, or is damaged.
+        DiskError: The file server is away, which says nothing of the file.
+    """
     try:
-        data = path.read_bytes()
+        data = _read(path)
     except OSError as error:
+        away = disk_error(error, path, "read") if error.errno in _AWAY else None
+        if away is not None:
+            raise away from error
         raise CheckpointError(f"{path}: can't be read: {error.strerror}") from error
-    if sha256(data) != digest:
+    if digest is not None and sha256(data) != digest:
         raise CheckpointError(f"{path}: damaged (its SHA-256 is not the recorded one)")
+    if digest is None and not seal.is_whole(data):
+        raise CheckpointError(f"{path}: damaged (it has no seal, or not the one of its bytes)")
     return data
+
+
+def _read(path: Path) -> bytes:
+    """The bytes of a plain file; a pipe is not waited for, nor is all memory filled."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(handle, "rb") as file:
+        about = os.fstat(handle)
+        if not stat.S_ISREG(about.st_mode):
+            raise CheckpointError(f"{path}: can't be read: it is no plain file")
+        if about.st_size > MAX_BYTES:
+            raise CheckpointError(f"{path}: can't be read: it is of {about.st_size} bytes")
+        return file.read(MAX_BYTES)
 
 
 def restore(data: bytes, template: Any, identity: Identity) -> Restored:
@@ -113,19 +140,25 @@ def restore(data: bytes, template: Any, identity: Identity) -> Restored:
     """
     meta = _metadata(data, "checkpoint")
     _check_identity(meta, identity)
-    tensors = _tensors(data)
-    try:
+    tensors = sealed.tensors(data)
+    with sealed.holding("checkpoint"):
+        epoch, step = sealed.whole(meta, "epoch"), sealed.whole(meta, "step")
+        best_epoch = sealed.whole(meta, "best_epoch", most=epoch)
+        best_force = sealed.array(tensors, "best_force", (None,))
         record = Record(
-            seed=int(meta["seed"]),
-            best_epoch=int(meta["best_epoch"]),
-            best_loss=float.fromhex(meta["best_loss"]),
-            **{key: tensors[key] for key in _BEST_ARRAYS},
-            history=[tuple(map(float, row)) for row in tensors["history"]],
+            seed=sealed.whole(meta, "seed"),
+            best_epoch=best_epoch,
+            best_loss=sealed.exact(meta, "best_loss", finite=best_epoch > 0),
+            best_force=best_force,
+            best_energy=sealed.array(tensors, "best_energy", best_force.shape),
+            best_species=sealed.array(tensors, "best_species", (None, None)),
+            history=[
+                tuple(map(float, row))
+                for row in sealed.history(tensors, len(HISTORY_COLUMNS), epoch)
+            ],
         )
         state = unflatten(template, {k: v for k, v in tensors.items() if k.startswith("state")})
-        return Restored(state, record, int(meta["epoch"]), int(meta["step"]))
-    except (KeyError, ValueError, TypeError) as error:
-        raise CheckpointError(f"a checkpoint does not hold what it should: {error}") from error
+        return Restored(state, record, epoch, step)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,24 +228,61 @@ def result_bytes(result: MemberResult) -> bytes:
 def read_result(data: bytes) -> MemberResult:
     """A trained member from a result's bytes. Raises CheckpointError if it is none."""
     meta = _metadata(data, "result")
-    tensors = _tensors(data)
-    try:
+    tensors = sealed.tensors(data)
+    with sealed.holding("result"):
+        species, proteins = sealed.texts(meta, "species_names"), sealed.texts(meta, "protein_names")
         return MemberResult(
             params=_nest({k: v for k, v in tensors.items() if k.startswith("params")}),
-            seed=int(meta["seed"]),
-            best_epoch=int(meta["best_epoch"]),
-            best_loss=float.fromhex(meta["best_loss"]),
-            final_loss=float.fromhex(meta["final_loss"]),
-            **{key: tensors[key] for key in _RESULT_ARRAYS},
-            statistics=dict(meta["statistics"]),
-            species_names=tuple(meta["species_names"]),
-            protein_names=tuple(meta["protein_names"]),
-            config=str(meta["config"]),
-            identity=Identity(meta["config_digest"], meta["data_digest"]),
-            versions=dict(meta["versions"]),
+            seed=sealed.whole(meta, "seed"),
+            best_epoch=sealed.whole(meta, "best_epoch"),
+            best_loss=sealed.exact(meta, "best_loss"),
+            final_loss=sealed.exact(meta, "final_loss"),
+            **_result_arrays(tensors, len(proteins), len(species)),
+            statistics=_statistics(sealed.table(meta, "statistics"), len(species)),
+            species_names=species,
+            protein_names=proteins,
+            config=sealed.text(meta, "config"),
+            identity=Identity(sealed.text(meta, "config_digest"), sealed.text(meta, "data_digest")),
+            versions={
+                key: sealed.text(sealed.table(meta, "versions"), key) for key in meta["versions"]
+            },
         )
-    except (KeyError, ValueError, TypeError) as error:
-        raise CheckpointError(f"a result does not hold what it should: {error}") from error
+
+
+def _result_arrays(
+    tensors: dict[str, NDArray[Any]], proteins: int, species: int
+) -> dict[str, NDArray[Any]]:
+    """The arrays of a result, all of V frames, P proteins and S species."""
+    frames = sealed.array(tensors, "force_errors", (None,)).shape
+    found = {
+        key: sealed.array(tensors, key, frames, kinds)
+        for key, kinds in (
+            ("force_errors", "f"),
+            ("energy_errors", "f"),
+            ("components", "iuf"),
+            ("beads", "iuf"),
+            ("protein", "iu"),
+            ("validation_index", "iu"),
+        )
+    }
+    for key in ("species_errors", "species_components"):
+        found[key] = sealed.array(tensors, key, (proteins, species), "iuf")
+    found["history"] = sealed.history(tensors, len(HISTORY_COLUMNS), None)
+    return found
+
+
+def _statistics(plain: dict[str, Any], species: int) -> dict[str, Any]:
+    """What the model takes from the data; its fields are those of ``DataStatistics``."""
+    shift = plain["energy_shift"]
+    if sealed.whole(plain, "n_species") != species or len(shift) != species:
+        raise ValueError(f"the statistics are not of {species} species")
+    return {
+        "n_species": species,
+        "avg_num_neighbors": sealed.number(plain["avg_num_neighbors"], "avg_num_neighbors"),
+        "energy_shift": [sealed.number(shift[i], "energy_shift") for i in range(species)],
+        "energy_scale": sealed.number(plain["energy_scale"], "energy_scale"),
+        "elements": bool(plain["elements"]),
+    }
 
 
 # -- trees -------------------------------------------------------------------------------------
@@ -245,11 +315,17 @@ def _nest(tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
     """A nested dict from paths such as ``params['latent']['w0']``."""
     tree: dict[str, Any] = {}
     for name, value in tensors.items():
-        parts = name.removeprefix("params").removeprefix("['").removesuffix("']").split("']['")
+        if _PARAMETER.fullmatch(name) is None or value.dtype.kind not in "fiu":
+            raise ValueError(f"{name[:100]!r} of {value.dtype} is no parameter")
+        *path, last = _PART.findall(name)
         node = tree
-        for part in parts[:-1]:
+        for part in path:
             node = node.setdefault(part, {})
-        node[parts[-1]] = value
+            if not isinstance(node, dict):
+                raise ValueError(f"{name[:100]!r} is inside another parameter")
+        if last in node:
+            raise ValueError(f"{name[:100]!r} is there twice")
+        node[last] = value
     return tree
 
 
@@ -258,39 +334,22 @@ def _nest(tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
 
 def _bytes(tensors: dict[str, NDArray[Any]], meta: dict[str, Any], identity: Identity) -> bytes:
     full = {
-        "format": FORMAT,
         "ensq": __version__,
         "jax": jax.__version__,
         "config_digest": identity.config_digest,
         "data_digest": identity.data_digest,
         **meta,
     }
-    text = json.dumps(full, sort_keys=True)
-    return bytes(safetensors.numpy.save(tensors, {"ensq": text}))
+    return sealed.to_bytes(tensors, full)
 
 
 def _metadata(data: bytes, kind: str) -> dict[str, Any]:
-    """The JSON that ensq put into a safetensors header."""
-    try:
-        (length,) = struct.unpack("<Q", data[:8])
-        meta = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["ensq"])
-        found = (meta["format"], meta["kind"])
-    except (struct.error, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"not a {kind} of ensq") from error
-    if found != (FORMAT, kind):
-        raise CheckpointError(f"a {found[1]} of format {found[0]}, not a {kind} of format {FORMAT}")
-    return dict(meta)
-
-
-def _tensors(data: bytes) -> dict[str, NDArray[Any]]:
-    try:
-        # Sorted, since the library's own order changes from call to call.
-        return dict(sorted(safetensors.numpy.load(data).items()))
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise CheckpointError(f"not a readable safetensors file: {error}") from error
+    """The JSON that ensq put into a file's header."""
+    return sealed.metadata(data, kind)
 
 
 def _check_identity(meta: dict[str, Any], identity: Identity) -> None:
     for key in ("config_digest", "data_digest"):
         if meta.get(key) != getattr(identity, key):
-            raise CheckpointError(f"a checkpoint of another run: its {key} is {meta.get(key)}")
+            found = str(meta.get(key))[:80]
+            raise CheckpointError(f"a checkpoint of another run: its {key} is {found}")

@@ -7,20 +7,29 @@ gone, and the process ends at once: what it still could write is of no attempt a
 from __future__ import annotations
 
 import argparse
+import errno
+import faulthandler
+import gc
 import os
 import queue
+import re
+import resource
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NoReturn
 
 from ensq import config as configuration
-from ensq.errors import CheckpointError, ConfigError, DataError, MismatchError
-from ensq.rundir import RunDir
+from ensq import faults
+from ensq.errors import CheckpointError, ConfigError, DataError, DiskError, MismatchError
+from ensq.rundir import DISK_ERRORS, RunDir
 from ensq.worker import protocol
 
 EXIT_ORPHANED = 3
+Kind = Literal["mismatch", "data", "checkpoint", "exception", "memory", "disk"]
+_NO_MEMORY = re.compile("RESOURCE_EXHAUSTED|out of memory|OUT_OF_MEMORY", re.IGNORECASE)
 
 
 class Line:
@@ -76,21 +85,30 @@ class Workshop:
         """Train one pack; an exception fails its members, not the process."""
         from ensq.train.trainer import Trainer
 
+        kind: Kind | None = None
         try:
             trainer = self._trainer_for(command)
             assert isinstance(trainer, Trainer)
             trainer.train(command.members, self._line)
         except Exception as error:
-            traceback.print_exc()
-            self._key = None
-            for member in command.members:
-                self._line.send(
-                    protocol.MemberFailed(
-                        job_id=member.job_id,
-                        kind=_kind(error),
-                        message=" ".join(str(error).split())[:500] or type(error).__name__,
-                    )
-                )
+            with suppress(OSError):  # the log may lie on the very disk that is full
+                traceback.print_exc()
+            kind, message = kind_of(error), " ".join(str(error).split())[:500]
+            message = message or type(error).__name__
+        if kind is None:
+            return
+        if kind in ("memory", "exception"):
+            self._drop()  # now that no traceback holds its arrays any more
+        for member in command.members:
+            self._line.send(protocol.MemberFailed(job_id=member.job_id, kind=kind, message=message))
+
+    def _drop(self) -> None:
+        """Forget the program and give its memory back: who knows what state it is in."""
+        import jax
+
+        self._key = self._trainer = None
+        gc.collect()
+        jax.clear_caches()
 
     def _trainer_for(self, command: protocol.Train) -> object:
         from ensq.train import environment
@@ -100,6 +118,7 @@ class Workshop:
 
         key = (command.config, command.data_digest)
         if key != self._key:
+            self._key = self._trainer = None  # before the next one needs its memory
             config = configuration.loads(command.config)
             environment.set_precision(config.training.precision)
             environment.use_compile_cache(RunDir(Path(command.run_folder)).compile_cache)
@@ -114,35 +133,66 @@ class Workshop:
         return self._trainer
 
 
-def _kind(error: Exception) -> Literal["mismatch", "data", "checkpoint", "exception"]:
+def kind_of(error: Exception) -> Kind:
     """How the supervisor should see an exception."""
     if isinstance(error, MismatchError):
         return "mismatch"
+    # A library or a reader of ours may have wrapped what the system said.
+    causes = [error, error.__cause__]
+    if any(isinstance(one, MemoryError) or _is_out_of_memory(one) for one in causes):
+        return "memory"
+    if any(isinstance(one, DiskError) or _is_the_disk(one) for one in causes):
+        return "disk"
     if isinstance(error, DataError | ConfigError):
         return "data"
     return "checkpoint" if isinstance(error, CheckpointError) else "exception"
 
 
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether XLA or the system has no memory left; XLA says it in words only."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
+
+
+def _is_the_disk(error: BaseException | None) -> bool:
+    return isinstance(error, OSError) and error.errno in DISK_ERRORS
+
+
+def leave_traces() -> None:
+    """On a fatal signal, SIGABRT among them, write the stacks of all threads; leave no core file.
+
+    The supervisor aborts a trainer that hangs, to see where. A core file is as large as the
+    memory, and would fill the folder of a run on every crash.
+    """
+    faulthandler.enable(all_threads=True)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
 def main() -> NoReturn:
     """Serve commands until told to quit or until the supervisor is gone."""
+    leave_traces()
     parser = argparse.ArgumentParser()
     parser.add_argument("--events-fd", type=int, required=True)
     line = Line(parser.parse_args().events_fd)
     from ensq.train import environment
 
+    faults.point("trainer.imported")
     line.send(
         protocol.Ready(
             pid=os.getpid(), device=environment.device(), versions=environment.versions()
         )
     )
+    faults.point("trainer.ready")
     workshop = Workshop(line)
     while isinstance(command := line.next(), protocol.Train):
         line.begin()
         workshop.train(command)
         line.send(protocol.TrainEnded())
     # The thread that reads the input can't be woken, and Python's own way out trips over it.
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(0)
 
 

@@ -14,10 +14,10 @@ import msgspec
 import numpy as np
 
 from ensq import config as configuration
+from ensq import faults
 from ensq.config import RunConfig
-from ensq.errors import CheckpointError
 from ensq.rundir import RESULT_NAME, checkpoint_name
-from ensq.train import checkpoint, environment, statistics
+from ensq.train import checkpoint, environment, resuming, statistics
 from ensq.train.batches import Batches, batches_of_epoch
 from ensq.train.checkpoint import Identity, MemberResult, Record, Restored
 from ensq.train.pack import Lanes, Program, lane, stack
@@ -63,6 +63,7 @@ class Trainer:
 
     def train(self, tasks: Sequence[MemberTask], control: Control) -> None:
         """Train these members, as one pack where they stand at the same place."""
+        tasks = [task for task in tasks if not self._adopt(task, control)]
         restored = [self._restore(task, control) for task in tasks]
         places = sorted({(r.epoch, r.step) for r in restored}, reverse=True)
         for epoch, step in places:
@@ -77,24 +78,24 @@ class Trainer:
             if not pack.run():
                 return
 
+    def _adopt(self, task: MemberTask, control: Control) -> bool:
+        """Whether an earlier attempt has finished the member, which is told of then."""
+        done = resuming.adopted(
+            task,
+            self.config.epochs,
+            self.identity,
+            lambda text: control.send(protocol.Phase(text=text)),
+        )
+        if done is not None:
+            control.send(done)
+        return done is not None
+
     def _restore(self, task: MemberTask, control: Control) -> Restored:
         """The newest checkpoint that verifies, else a new member."""
-        rejected: list[str] = []
-        for source in task.resume:
-            try:
-                data = checkpoint.read_verified(Path(source.path), source.digest)
-                template = self.program.template(*checkpoint.read_position(data))
-                restored = checkpoint.restore(data, template, self.identity)
-                control.send(
-                    protocol.Resumed(
-                        epoch=restored.epoch, step=restored.step, rejected=tuple(rejected)
-                    )
-                )
-                return restored
-            except CheckpointError as error:
-                rejected.append(str(error))
-        if rejected:
-            control.send(protocol.Resumed(epoch=0, step=0, rejected=tuple(rejected)))
+        found, resumed = resuming.newest(task, self.program, self.config.epochs, self.identity)
+        control.send(resumed)
+        if found is not None:
+            return found
         if self.config.training.pretrain_prior and not self.program.priors_fitted:
             self.program.fit_priors(lambda text: control.send(protocol.Phase(text=text)))
         return Restored(self.program.new_member(task.seed), Record(seed=task.seed), 0, 0)
@@ -168,6 +169,7 @@ class Pack:
         jax.block_until_ready(self.lanes.alive)
         seconds = time.monotonic() - began
         self.control.send(protocol.Phase(text=f"compiled in {seconds:.1f} s"))
+        faults.point("trainer.compiled")
 
     def _run_some(self, batches: Batches) -> None:
         start = self.place.step
@@ -184,6 +186,7 @@ class Pack:
                 epoch=self.place.epoch + 1, step=stop, steps=self.program.steps_per_epoch
             )
         )
+        faults.point("trainer.step")
 
     def _finish_epoch(self) -> None:
         """Validate, keep the best, write checkpoints, report the epoch."""
@@ -196,6 +199,7 @@ class Pack:
             improved[place] = member.record.best_epoch == self.place.epoch
         self.lanes = self.program.keep_best(self.lanes, improved)
         self.seconds = 0.0
+        faults.point("trainer.validated")
         written: dict[str, protocol.Written] = {}
         if self.place.epoch % self.config.training.checkpoint_freq == 0 or self._at_end():
             written = self._checkpoint_all()
@@ -206,6 +210,7 @@ class Pack:
                 )
             )
         )
+        faults.point("trainer.told")
 
     def _at_end(self) -> bool:
         return self.place.epoch == self.config.epochs
@@ -271,6 +276,7 @@ class Pack:
                 path=str(path), digest=digest, epoch=epoch, step=step
             )
             self._prune(member, path)
+        faults.point("trainer.checkpointed")
         return written
 
     def _prune(self, member: Member, newest: Path) -> None:
@@ -305,6 +311,8 @@ class Pack:
             versions=environment.versions(),
         )
         path = Path(member.task.folder) / RESULT_NAME
+        digest = checkpoint.write_result(path, result)
+        faults.point("trainer.result")
         self.control.send(
             protocol.MemberDone(
                 job_id=member.task.job_id,
@@ -312,7 +320,7 @@ class Pack:
                 best_loss=record.best_loss,
                 final_loss=result.final_loss,
                 path=str(path),
-                digest=checkpoint.write_result(path, result),
+                digest=digest,
             )
         )
 

@@ -1,0 +1,1 @@
+"""Parts of scripts/chaos: the place, the workers, the faults, and what is checked."""
