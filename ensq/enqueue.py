@@ -123,7 +123,7 @@ def enqueue(store: Store, checked: Checked, name: str | None = None) -> Enqueued
         seeds=config.seeds,
         epochs=config.epochs,
     )
-    run = RunDir(store.root / added.ensemble.run_path)
+    run = RunDir.of(store.root, added.ensemble.run_path)
     write_atomic(run.config, to_yaml(config).encode())
     return Enqueued(
         ensemble=added.ensemble,

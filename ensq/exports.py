@@ -89,7 +89,7 @@ def export_folder(store: Store, ensemble: Ensemble, config: RunConfig, given: Pa
         return given.absolute()
     if config.training.export_path is not None:
         return (store.root / config.training.export_path).absolute()
-    return RunDir(store.root / ensemble.run_path).exported
+    return RunDir.of(store.root, ensemble.run_path).exported
 
 
 def recorded(folder: Path) -> dict[str, Any]:
@@ -165,7 +165,7 @@ def read_member(store: Store, ensemble: Ensemble, job: Job) -> MemberResult:
     """A finished member's result file, verified against the queue."""
     from ensq.train import checkpoint
 
-    run = RunDir(store.root / ensemble.run_path)
+    run = RunDir.of(store.root, ensemble.run_path)
     assert job.result_path is not None and job.result_digest is not None
     path = run.inside(job.result_path)
     result = checkpoint.read_result(checkpoint.read_verified(path, job.result_digest))

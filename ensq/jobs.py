@@ -26,9 +26,7 @@ TERMINAL = frozenset({State.DONE, State.FAILED, State.CANCELLED})
 # From each state, the states that may follow it.
 FOLLOWS: dict[State, frozenset[State]] = {
     State.QUEUED: frozenset({State.RUNNING, State.HELD, State.CANCELLED}),
-    State.RUNNING: frozenset(
-        {State.QUEUED, State.HELD, State.DONE, State.FAILED, State.CANCELLED}
-    ),
+    State.RUNNING: frozenset({State.QUEUED, State.HELD, State.DONE, State.FAILED, State.CANCELLED}),
     State.HELD: frozenset({State.QUEUED, State.CANCELLED}),
     State.DONE: frozenset(),
     State.FAILED: frozenset({State.QUEUED, State.CANCELLED}),

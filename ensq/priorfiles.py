@@ -13,7 +13,7 @@ import numpy as np
 from ensq import data, npzfile
 from ensq.boltzmann import BOLTZMANN, Array, Chains, Fit, Term
 from ensq.config.structs import DataConfig, UnitsConfig
-from ensq.errors import DataError, UsageError
+from ensq.errors import DataError, DiskError, UsageError
 from ensq.rundir import write_atomic
 
 Length = Literal["Angstrom", "nm", "Bohr"]
@@ -126,6 +126,8 @@ def check_outputs(source: Path, outputs: Mapping[str, Path]) -> None:
 def write(option: str, path: Path, content: bytes) -> None:
     try:
         write_atomic(path, content)
+    except DiskError as error:
+        raise UsageError(f"{option} {error}") from error
     except OSError as error:  # which names the temporary file
         raise UsageError(f"{option} {path}: can't be written: {error.strerror}") from error
 

@@ -19,7 +19,7 @@ MEMBER_HEAD = ("seed", "state", "epoch", "val loss", "best", "at epoch", "s/epoc
 
 def duration(seconds: float) -> str:
     """Seconds as a person says them: ``8 s``, ``3 min 20 s``, ``1 h 05 min``, ``2 d 3 h``."""
-    if not seconds < _FOREVER:
+    if not abs(seconds) < _FOREVER:  # also where it is no number
         return "for ever"
     whole = max(0, round(seconds))
     if whole < 60:

@@ -152,7 +152,7 @@ def _finished(
 def _way_out(store: Store, job: Job, ensemble: Ensemble) -> str:
     if job.checkpoint is None:
         return "it has no checkpoint yet"
-    path = RunDir(store.root / ensemble.run_path).inside(job.checkpoint.path)
+    path = RunDir.of(store.root, ensemble.run_path).inside(job.checkpoint.path)
     return f"export its newest checkpoint: --checkpoint {path}"
 
 
@@ -163,7 +163,7 @@ def _of_checkpoint(
     from ensq.train import from_checkpoint
     from ensq.train.checkpoint import Identity
 
-    run = RunDir(store.root / ensemble.run_path)
+    run = RunDir.of(store.root, ensemble.run_path)
     known: list[Checkpoint] = [
         one for job in jobs for one in (job.checkpoint, job.previous_checkpoint) if one
     ]

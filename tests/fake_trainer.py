@@ -70,6 +70,7 @@ class Fake:
         self.events_fd = events_fd
         self.buffer = b""
         self.commands: list[say.Command] = []
+        self.told_to_stop = False  # once and for all, as the real trainer takes it
 
     def tell(self, event: say.Message) -> None:
         data = say.encode(event)
@@ -265,13 +266,13 @@ class Training:
     def obey(self, seconds: float) -> bool:
         """Wait for the epoch's time; True if told to stop."""
         until = time.monotonic() + seconds
-        while True:
+        while not self.fake.told_to_stop:
             self.fake.listen(max(0.0, until - time.monotonic()))
             if not self.fake.commands:
                 return False
             command = self.fake.commands.pop(0)
             if isinstance(command, say.Stop):
-                return True
+                self.fake.told_to_stop = True
             if isinstance(command, say.Drop):
                 for job_id in command.job_ids:
                     self.alive.pop(job_id, None)
@@ -279,6 +280,7 @@ class Training:
                     return False
             if isinstance(command, say.Quit):
                 os._exit(0)
+        return True
 
     def write(self, path: Path, member: say.MemberTask, epoch: int) -> str:
         content = {

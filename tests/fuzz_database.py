@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import random
 import sqlite3
 import tempfile
@@ -13,13 +14,14 @@ import store_tools
 from fuzz_tools import Loader, bytes_mutated
 
 from ensq.store import Store, check
+from ensq.text import escaped
 
 _VALUES: tuple[Any, ...] = (
-    None, "", "a", "1", "1.5", "nan", "done", "queued", "running", "rubbish", 0, 1, -1, 2**31, 2**53,
-    2**63 - 1, -(2**63), 0.5, -0.5, 1e308, -1e308, float("inf"), float("nan"), b"", b"\xff\xfe",
-    b"running", "\x1b]0;owned\x07", "\x9b31m", "a\rb", "a\nb", "\u202egpj", "a\x00b", "../../canary",
-    "/tmp/canary", "runs/../../../canary", "$(touch canary)", "'; DROP TABLE jobs; --", "x" * 100_000,
-    "{}", "[" * 10_000, '{"a": 1}', "é" * 300, "٣",
+    None, "", "a", "1", "1.5", "nan", "done", "queued", "running", "rubbish", 0, 1, -1, 2**31,
+    2**53, 2**63 - 1, -(2**63), 0.5, -0.5, 1e308, -1e308, float("inf"), float("nan"), b"",
+    b"\xff\xfe", b"running", "\x1b]0;owned\x07", "\x9b31m", "a\rb", "a\nb", "\u202egpj", "a\x00b",
+    "../../canary", "/tmp/canary", "runs/../../../canary", "$(touch canary)", "x" * 100_000,
+    "'; DROP TABLE jobs; --", "{}", "[" * 10_000, '{"a": 1}', "é" * 300, "٣",
 )  # fmt: skip
 _TRIGGER = "CREATE TRIGGER t AFTER UPDATE ON jobs BEGIN {} END"
 _SCHEMA = (
@@ -111,6 +113,8 @@ def _spoil(rng: random.Random, connection: sqlite3.Connection, how: int) -> None
 
 def _load(path: Path) -> None:
     """What `status`, `show` and `db check` read, and what they print."""
+    from ensq.cli import show, status
+    from ensq.cli.common import without_nan
     from ensq.progress import progress_lines
 
     problems = check(path)
@@ -118,15 +122,20 @@ def _load(path: Path) -> None:
     with Store.open(path, read_only=True) as store:
         for ensemble in store.ensembles():
             jobs = store.jobs(ensemble.id)
+            view = status._View(store, ensemble)
+            said = [*view.lines(""), json.dumps(without_nan(view.as_json()), allow_nan=False)]
             "\n".join(progress_lines(ensemble, jobs)).encode("utf-8", "backslashreplace")
             store.workers({job.owner for job in jobs if job.owner})
             store.counts(ensemble.id)
             store.fallbacks(ensemble.id)
             for job in jobs:
+                one = show._View(store, job)
+                said += [*one.lines(), json.dumps(without_nan(one.as_json()), allow_nan=False)]
                 store.attempts(job.id)
                 store.epochs(job.id)
                 store.events_of(job.id)
                 store.result(job.id)
+            escaped("\n".join(said)).encode()
         store.living_workers()
         store.events()
 

@@ -214,9 +214,7 @@ class Queue:
                 still.append(claim)
         return still
 
-    def record(
-        self, claim: Claim, epoch: int, loss: float, checkpoint: Checkpoint | None
-    ) -> bool:
+    def record(self, claim: Claim, epoch: int, loss: float, checkpoint: Checkpoint | None) -> bool:
         member = self.held(claim)
         if member is None:
             return False

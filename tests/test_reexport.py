@@ -152,6 +152,20 @@ def test_result_that_is_given_as_a_checkpoint_is_told_from_one(
     assert "a result, not a checkpoint: use --member, or --seed 42" in found.stderr
 
 
+def test_a_checkpoint_with_a_flipped_bit_is_not_exported(
+    half: Trained, checkpoints: list[Path], tmp_path: Path
+) -> None:
+    store, _ = half
+    data = bytearray(checkpoints[-1].read_bytes())
+    data[-1] ^= 1
+    bad = tmp_path / "epoch-000001-step-000000.safetensors"
+    bad.write_bytes(data)
+    found = ensq("export", "tiny", "--checkpoint", bad, "-o", tmp_path / "out", cwd=store.root)
+    assert found.returncode == 1
+    assert "it does not match its own seal" in found.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_documented_way_from_python_gives_the_reported_loss(
     half: Trained,
     checkpoints: list[Path],

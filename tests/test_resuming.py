@@ -147,6 +147,26 @@ def test_a_file_server_that_is_away_is_no_reason_to_give_a_checkpoint_up(
         run.train(task(run.folder, 1, 7, [run.checkpoint(2)]))
 
 
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES])
+def test_files_that_cannot_be_read_now_are_no_reason_to_begin_again(
+    code: int, run: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that can is still used, as one sector may be bad; a file that is gone is gone."""
+    bad, read = run.checkpoint(2), checkpoint._read
+
+    def failing(path: Path) -> bytes:
+        if path == bad:
+            raise OSError(code, os.strerror(code))
+        return read(path)
+
+    monkeypatch.setattr(checkpoint, "_read", failing)
+    told = run.train(task(run.folder, 1, 2, [bad, run.checkpoint(1)]))
+    [resumed] = told.of(protocol.Resumed)
+    assert resumed.checkpoint is not None and resumed.checkpoint.epoch == 1
+    with pytest.raises(DiskError, match="no older checkpoint can be used either"):
+        run.train(task(run.folder, 1, 3, [bad, tmp_path / "gone.safetensors"]))
+
+
 def test_losses_that_are_not_trained_on_are_nothing_in_the_history() -> None:
     [first] = resuming.losses([(1.0, 2.0, math.nan, 0.5, 1e-3, 4.0)])
     assert (first.epoch, first.val_rmse_force, first.val_rmse_energy) == (1, None, 0.5)

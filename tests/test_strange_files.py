@@ -131,6 +131,8 @@ STRANGE = {
     "a type that nobody has": with_meta(META, history={**EMPTY, "dtype": "X128"}),
     "an array beyond the file": with_meta(META, history={**EMPTY, "data_offsets": [0, 2**50]}),
     "no arrays": with_meta(META),
+    "a long name": with_meta(META, **{"x" * 20_000: {**EMPTY, "data_offsets": [0, 2**50]}}),
+    "a long type": with_meta(META, history={**EMPTY, "dtype": "x" * 20_000}),
     "a parameter inside another": result({"params['network']": np.ones(1)}),
     "a deep tree": result({"params" + "['a']" * 100_000: np.ones(1)}),
     "a strange parameter": result({"params[0]": np.ones(1)}),
@@ -247,11 +249,9 @@ def test_a_file_with_a_piece_changed_is_read_or_refused(
     read_all(content[:start] + data.draw(st.binary(max_size=30)) + content[end:])
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner),
-    max_leaves=9,
-)
+LEAF = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9)
+INNER = LEAF | st.lists(LEAF, max_size=4)
+JSON = INNER | st.lists(INNER, max_size=4) | st.dictionaries(st.text(max_size=9), INNER, max_size=4)
 
 
 @hypothesis_settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow], deadline=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -112,8 +113,17 @@ def only_ensemble(store: Store, name: str | None) -> Ensemble:
 
 
 def print_json(value: Any) -> None:
-    """JSON for programs; NaN is refused rather than printed."""
-    click.echo(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False))
+    """JSON for programs, which has no word for NaN and infinity: losses that are such are null."""
+    click.echo(json.dumps(without_nan(value), indent=2, allow_nan=False, ensure_ascii=False))
+
+
+def without_nan(value: Any) -> Any:
+    """The same plain values with None in place of NaN and infinity."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def overrides_of(overrides: tuple[str, ...], n_models: int | None) -> tuple[str, ...]:

@@ -99,7 +99,7 @@ def _train(
     if not left:
         return None
     count = workers or number_of_workers(len(left), pack=pack)
-    folder = RunDir(store.root / ensemble.run_path)
+    folder = RunDir.of(store.root, ensemble.run_path)
     noun = "worker" if count == 1 else "workers"
     click.echo(
         f"training with {count} local {noun}; their logs are in {folder.path}/logs", err=json_

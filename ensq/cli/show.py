@@ -11,7 +11,7 @@ import click
 from ensq.cli.common import as_json, database, print_json, url_of
 
 if TYPE_CHECKING:
-    from ensq.jobs import Attempt, Job, WorkerInfo
+    from ensq.jobs import Attempt, Ensemble, Job, WorkerInfo
     from ensq.store import Event, Store
 
 _HEAD = ("try", "host", "began", "took", "epochs", "outcome")
@@ -53,12 +53,21 @@ def _find(store: Store, text: str) -> Job:
     return store.job_of(name, number) if slash else store.job(number)
 
 
+def _ensemble(store: Store, job: Job) -> Ensemble:
+    from ensq.errors import DatabaseError
+
+    found = next((one for one in store.ensembles() if one.id == job.ensemble_id), None)
+    if found is None:
+        raise DatabaseError(f"job {job.id} is of no ensemble that is there; see `ensq db check`")
+    return found
+
+
 class _View:
     """One member and its history."""
 
     def __init__(self, store: Store, job: Job) -> None:
         self.job = job
-        self.ensemble = next(e for e in store.ensembles() if e.id == job.ensemble_id)
+        self.ensemble = _ensemble(store, job)
         self.attempts = store.attempts(job.id)
         self.workers = store.workers({attempt.worker_id for attempt in self.attempts})
         self.notes = [event for event in store.events_of(job.id) if event.kind.value in _NOTES]
@@ -111,7 +120,7 @@ class _View:
         return (
             str(attempt.number),
             printable(worker.host if worker else "?"),
-            time.strftime("%m-%d %H:%M:%S", time.localtime(attempt.started_at)),
+            _when(attempt.started_at),
             duration(max(0.0, (self.now if end is None else end) - attempt.started_at)),
             f"{attempt.start_epoch}-{reached}",
             "running" if attempt.outcome is None else str(attempt.outcome),
@@ -161,6 +170,13 @@ class _View:
     def _host(self, attempt: Attempt) -> str | None:
         worker = self.workers.get(attempt.worker_id)
         return worker.host if worker else None
+
+
+def _when(seconds: float) -> str:
+    try:
+        return time.strftime("%m-%d %H:%M:%S", time.localtime(seconds))
+    except (OverflowError, ValueError, OSError):  # no time of this world
+        return "?"
 
 
 def _wrapped(text: str) -> list[str]:

@@ -297,4 +297,6 @@ def _kind(value: Any) -> str:
     if value is None:
         return "nothing"
     names = {"list": "a list", "str": "text", "dict": "a section"}
-    return names.get(type(value).__name__, yamltext.clipped(f"the value {value!r}", 80))
+    # Not by names.get: a section of aliases may be enormous as text.
+    kind = type(value).__name__
+    return names[kind] if kind in names else yamltext.clipped(f"the value {value!r}", 80)

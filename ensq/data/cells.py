@@ -59,10 +59,12 @@ def heights(cell: Array) -> Array:
     A cell without volume gives 0.
     """
     periodic = cell.any(axis=2)
-    inverse = np.linalg.pinv(cell)
-    length = np.linalg.norm(inverse, axis=1)
+    with np.errstate(over="ignore", invalid="ignore"):  # of edges near 0, which end up as flat
+        inverse = np.linalg.pinv(cell)
+        length = np.linalg.norm(inverse, axis=1)
+        product = cell @ inverse
     out = np.where(length > 0, 1 / np.where(length > 0, length, 1), np.inf)
-    flat = ~np.isclose(cell @ inverse, np.eye(3) * periodic[:, None, :], atol=1e-6).all(axis=(1, 2))
+    flat = ~np.isclose(product, np.eye(3) * periodic[:, None, :], atol=1e-6).all(axis=(1, 2))
     out[flat] = 0.0
     return np.where(periodic, out, np.inf)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -86,7 +85,7 @@ def require_silent(target: Target, before: dict[Key, Holder], now: dict[Key, Hol
             raise _refusal(target, holder, "which took it just now")
         if holder.sign != before[key].sign:
             raise _refusal(target, holder, "which gave a sign of life")
-        if _is_alive(holder.worker):
+        if process.is_alive(holder.worker):
             raise _refusal(target, holder, "which lives")
 
 
@@ -145,14 +144,3 @@ def _worker(row: Row[Any]) -> WorkerInfo:
     values = row._mapping
     known = WorkerInfo(**{name: values[name] for name in _IDENTITY})
     return replace(known, lock_byte=values.get("lock_byte"))
-
-
-def _is_alive(worker: WorkerInfo) -> bool:
-    """Whether the worker's process is there, on this host; one that is stopped is, too."""
-    here = process.boot_id()
-    if not here or (worker.host, worker.boot_id) != (socket.gethostname(), here):
-        return False
-    try:
-        return process.start_time(worker.pid) == worker.pid_start
-    except (OSError, IndexError):
-        return False

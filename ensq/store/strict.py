@@ -18,14 +18,15 @@ def made(kind: type[T], values: Mapping[Any, Any]) -> T:
     """The value of that dataclass. Raises DatabaseError if a field is of another type."""
     found = dict(values)
     for name, (allowed, choices) in _fields(typing.cast(Any, kind)).items():
-        if name not in found or type(found[name]) in allowed:
+        value = found.get(name)
+        if name not in found or type(value) in allowed:
             continue
         try:
-            if choices is None or not isinstance(found[name], str):
+            if choices is None or not isinstance(value, str):
                 raise ValueError(name)
-            found[name] = choices(found[name])
+            found[name] = choices(value)
         except ValueError as error:
-            shown = repr(found[name])
+            shown = repr(value)
             raise DatabaseError(
                 f"the database holds {shown if len(shown) < 60 else shown[:57] + '…'} as {name} of "
                 f"{_named(kind)}, which ensq can't have written: it was changed or is damaged; see "

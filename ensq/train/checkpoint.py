@@ -94,6 +94,10 @@ def read_position(data: bytes) -> tuple[int, int]:
         return sealed.whole(meta, "epoch"), sealed.whole(meta, "step")
 
 
+class UnreadableError(CheckpointError):
+    """A file is there and can't be read: what it holds may be as it should be."""
+
+
 def read_verified(path: Path, digest: str | None) -> bytes:
     """The file's bytes, verified by their recorded SHA-256, or without one by their seal.
 
@@ -107,7 +111,9 @@ def read_verified(path: Path, digest: str | None) -> bytes:
         away = disk_error(error, path, "read") if error.errno in _AWAY else None
         if away is not None:
             raise away from error
-        raise CheckpointError(f"{path}: can't be read: {error.strerror}") from error
+        text = f"{path}: can't be read: {error.strerror}"
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        raise (CheckpointError(text) if missing else UnreadableError(text)) from error
     if digest is not None and sha256(data) != digest:
         raise CheckpointError(f"{path}: damaged (its SHA-256 is not the recorded one)")
     if digest is None and not seal.is_whole(data):

@@ -44,7 +44,11 @@ class Line:
 
     def _listen(self) -> None:
         for line in sys.stdin.buffer:
-            command = protocol.decode_command(line)
+            try:
+                command = protocol.decode_command(line)
+            except ValueError:
+                traceback.print_exc()
+                break  # a trainer that is deaf to its supervisor must not go on
             if isinstance(command, protocol.Stop):
                 self._stop.set()
             elif isinstance(command, protocol.Drop):

@@ -10,9 +10,10 @@ import numpy as np
 from jax.experimental import enable_x64
 
 from ensq import config as configuration
+from ensq import seal
 from ensq.config import RunConfig
 from ensq.errors import CheckpointError, MismatchError, UsageError
-from ensq.train import checkpoint, environment, statistics
+from ensq.train import checkpoint, environment, sealed, statistics
 from ensq.train.checkpoint import Identity, MemberResult, Restored
 from ensq.train.dataset import prepare
 from ensq.train.pack import Program, lane, stack
@@ -137,6 +138,9 @@ def _content(path: Path, digest: str | None) -> bytes:
     if digest is not None:
         return checkpoint.read_verified(path, digest)
     try:
-        return path.read_bytes()
+        data = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read: {error.strerror}") from error
+    if sealed.metadata(data, "checkpoint")["format"] > 2 and not seal.is_whole(data):
+        raise CheckpointError(f"{path}: damaged (it does not match its own seal)")
+    return data

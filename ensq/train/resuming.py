@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ensq.errors import CheckpointError
+from ensq.errors import CheckpointError, DiskError
 from ensq.rundir import sha256
 from ensq.train import checkpoint
 from ensq.train.checkpoint import Identity, MemberResult, Restored
@@ -19,14 +19,21 @@ from ensq.worker.protocol import EpochLosses, MemberTask
 def newest(
     task: MemberTask, program: Program, epochs: int, identity: Identity
 ) -> tuple[Restored | None, protocol.Resumed]:
-    """A member as its newest checkpoint left it, or None for a new one; and what to tell of it."""
+    """A member as its newest checkpoint left it, or None for a new one; and what to tell of it.
+
+    Raises DiskError if all that is left of its training are files that can't be read now: a bad
+    disk or wrong permissions are no reason to begin again.
+    """
     rejected: list[str] = []
+    unreadable: CheckpointError | None = None
     for source in task.resume:
         path = Path(source.path)
         try:
             data = checkpoint.read_verified(path, source.digest)
             restored = _restore(data, task.seed, program, epochs, identity)
         except CheckpointError as error:
+            if isinstance(error, checkpoint.UnreadableError):
+                unreadable = error
             text = str(error)
             rejected.append(text if text.startswith(source.path) else f"{source.path}: {text}")
             continue
@@ -39,6 +46,11 @@ def newest(
             history=losses(restored.record.history),
             rejected=tuple(rejected),
         )
+    if unreadable is not None:
+        raise DiskError(
+            f"{unreadable}; no older checkpoint can be used either: make it readable, then start "
+            "the worker again"
+        ) from unreadable
     return None, protocol.Resumed(job_id=task.job_id, checkpoint=None, rejected=tuple(rejected))
 
 

@@ -60,7 +60,9 @@ def tensors(data: bytes) -> dict[str, NDArray[Any]]:
         return dict(sorted(safetensors.numpy.load(data).items()))
     # A type or a shape that NumPy has not, and the library does not refuse.
     except (SafetensorError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
-        raise CheckpointError(f"not a readable safetensors file: {error}") from error
+        # The library's messages hold names out of the file, of any length.
+        why = str(error)[:200]
+        raise CheckpointError(f"not a readable safetensors file: {why}") from error
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -283,7 +284,8 @@ class Pack:
         """Only files that this attempt wrote are ever removed."""
         member.written = [path for path in member.written or [] if path != newest] + [newest]
         for old in member.written[:-KEPT_CHECKPOINTS]:
-            old.unlink(missing_ok=True)
+            with suppress(OSError):  # one file too many is no reason to stop
+                old.unlink(missing_ok=True)
         member.written = member.written[-KEPT_CHECKPOINTS:]
 
     def _finish_member(self, place: int, member: Member) -> None:

@@ -121,6 +121,11 @@ class PackSession:
             else:
                 self._listen(child)
 
+    @property
+    def stopped(self) -> bool:
+        """Whether the child was told to stop; it may say more, and can't train again."""
+        return self._stop is not None
+
     def _listen(self, child: TrainerChild) -> None:
         """Sleep until something happens; deal with what the child says, or with its end."""
         self._stopper.wait(self._patience(), child)

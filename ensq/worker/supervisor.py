@@ -260,6 +260,8 @@ class Worker:
             if not isinstance(error, DatabaseError):
                 session.release(f"the worker ended: {error}")
             raise
+        if session.stopped and not child.ended:
+            child.quit(_QUIT_PATIENCE)
         self._mismatch |= session.mismatch
         self._drained |= session.draining
         if session.blocked is not None:

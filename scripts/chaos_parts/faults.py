@@ -150,8 +150,11 @@ def damage(*, tear: bool, chaos: Chaos) -> str | None:
         chaos.workers.signal_trainers(worker, signal.SIGKILL)
         if not wait_until(lambda: not worker.trainers, 2.0):
             return None
+    chaos.watcher.look()
+    job = chaos.watcher.jobs[job.id]
     file = newest_file(chaos.watcher.run_folder(job), job)
-    if file is None:
+    # The result of a member that is about to be acknowledged is not ours to break.
+    if file is None or (file.name == RESULT_NAME and job.state is not State.QUEUED):
         return None
     _break(file, tear, chaos.rng)
     chaos.damaged.append(str(file))

@@ -17,7 +17,7 @@ BASE_SEED = 42
 MARK = "ENSQ_CHAOS_PLACE"  # in the environment of every process that is started here
 DATA, CONFIG = "tiny.npz", "soak.yaml"
 
-# 720 small frames in steps of one: an epoch takes about 0.1 s, and has many steps to die in.
+# 360 small frames in steps of one: an epoch takes some 0.05 s, and has many steps to die in.
 SETTINGS = """
 model_context: soak
 data: {path: tiny.npz, max_buckets: 1}
@@ -49,7 +49,7 @@ class Place:
 
     outage_name = "a process holds SQLite's lock"
 
-    def __init__(self, folder: Path, *, epochs: int, repeats: int = 24) -> None:
+    def __init__(self, folder: Path, *, epochs: int, repeats: int = 12) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.config = folder / CONFIG

@@ -1,0 +1,526 @@
+"""Files of strangers make ensq run nothing, and what they hold reaches no terminal as it is."""
+
+from __future__ import annotations
+
+import ast
+import os
+import pickle
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import store_tools
+import yaml
+from ensemble_tools import clean_environment, ensq, write_config
+
+from ensq import config, data
+from ensq.config.structs import DataConfig
+from ensq.errors import ConfigError, DatabaseError, DataError, EnsqError
+from ensq.store import Store, check
+from ensq.text import Guarded, escaped
+
+ROOT = Path(__file__).parents[1]
+CANARY = "canary"  # the file that a stranger's code would make
+
+
+class Evil:
+    """Its pickle runs a command when it is read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.command = f"touch '{folder / CANARY}'"
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (self.command,)
+
+
+@pytest.fixture
+def quiet(tmp_path: Path) -> Iterator[Path]:
+    """A folder in which no canary may be, whatever is done."""
+    yield tmp_path
+    assert not list(tmp_path.rglob(f"*{CANARY}")), "a stranger's code ran"
+
+
+# -- the source --------------------------------------------------------------------------------
+
+# Modules whose files run code when they are read, and calls that run text.
+_MODULES = {"pickle", "shelve", "marshal", "dill", "joblib", "cloudpickle", "code", "runpy"}
+_CALLS = {"eval", "exec", "compile", "__import__"}
+_LOADS = {"load", "full_load", "unsafe_load", "load_all", "unsafe_load_all", "full_load_all"}
+
+
+def dangers(source: str) -> list[str]:
+    """What in a module's source could run what a file holds."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names]
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            found += [name for name in names if name.split(".")[0] in _MODULES]
+        if isinstance(node, ast.Call):
+            found += _danger_of_call(node)
+    return found
+
+
+def _danger_of_call(node: ast.Call) -> list[str]:
+    called = ast.unparse(node.func)
+    given = {one.arg: ast.unparse(one.value) for one in node.keywords}
+    module, _, name = called.rpartition(".")
+    found = [called] if called in _CALLS or called in ("os.system", "os.popen") else []
+    if given.get("shell", "False") != "False":
+        found.append("shell=True")
+    if given.get("allow_pickle", "False") != "False":
+        found.append("allow_pickle=True")
+    if module in ("np", "numpy") and name == "load" and given.get("allow_pickle") != "False":
+        found.append(called)
+    loader = ast.unparse(node.args[1]) if len(node.args) > 1 else given.get("Loader")
+    if module == "yaml" and name in _LOADS and loader != "_Loader":
+        found.append(called)
+    if name in ("enable_load_extension", "load_extension"):
+        found.append(called)
+    return found
+
+
+def test_source_has_nothing_that_runs_what_a_file_holds() -> None:
+    found = {
+        str(path.relative_to(ROOT)): dangers(path.read_text())
+        for path in sorted((ROOT / "ensq").rglob("*.py"))
+    }
+    # Parameters are written as a pickle too, for scripts of people; see the next test.
+    assert {path: what for path, what in found.items() if what} == {"ensq/exports.py": ["pickle"]}
+
+
+def test_pickles_are_written_and_never_read() -> None:
+    tree = ast.parse((ROOT / "ensq" / "exports.py").read_text())
+    used = {
+        ast.unparse(node)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "pickle"
+    }
+    assert used == {"pickle.dumps"}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "import joblib.numpy_pickle",
+        "np.load(path)",
+        "np.load(path, allow_pickle=True)",
+        "read(path, allow_pickle=flag)",
+        "yaml.load(text, yaml.Loader)",
+        "yaml.unsafe_load(text)",
+        "yaml.load(text, Loader=yaml.UnsafeLoader)",
+        "eval(text)",
+        "exec(text)",
+        "__import__(name)",
+        "os.system(text)",
+        "subprocess.run(text, shell=True)",
+        "connection.enable_load_extension(True)",
+    ],
+)
+def test_dangers_are_found(source: str) -> None:
+    """The control of the test of the source."""
+    assert dangers(source)
+
+
+def test_yaml_loader_is_a_safe_one() -> None:
+    from ensq.config.yamltext import _Loader
+
+    assert issubclass(_Loader, yaml.constructor.SafeConstructor)
+    assert not issubclass(_Loader, yaml.constructor.FullConstructor)
+
+
+# -- files that would run a command -------------------------------------------------------------
+
+
+def test_canaries_sing_where_files_are_read_carelessly(tmp_path: Path) -> None:
+    """The control of the tests below."""
+    path = save_pickled(tmp_path)
+    with np.load(path, allow_pickle=True) as archive:
+        archive["R"]
+    assert (tmp_path / CANARY).exists()
+    (tmp_path / CANARY).unlink()
+    yaml.unsafe_load(f"!!python/object/apply:os.system [\"touch '{tmp_path / CANARY}'\"]")
+    assert (tmp_path / CANARY).exists()
+
+
+def save_pickled(folder: Path) -> Path:
+    objects = np.empty((3,), object)
+    objects[:] = [Evil(folder)] * 3
+    path = folder / "evil.npz"
+    np.savez(path, R=objects, species=objects, aa_names=objects, bond_knots=objects)
+    return path
+
+
+def test_pickled_arrays_are_refused(quiet: Path) -> None:
+    path = save_pickled(quiet)
+    with pytest.raises(DataError, match="pickled objects, which are never read"):
+        data.load(path, DataConfig(path="x"), None, "kcal/mol")
+    text = (
+        "data: {path: x}\nmodel: {cutoff: 5.0, use_priors: true, priors: "
+        "{use_spline_priors: true, spline_file: evil.npz}}\n"
+        "training: {stages: [{optimizer: adam, epochs: 1}]}\n"
+    )
+    (quiet / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="pickled"):
+        config.load(quiet / "c.yaml")
+    (quiet / "bare.npz").write_bytes(pickle.dumps(Evil(quiet)))
+    with pytest.raises(DataError):
+        data.load(quiet / "bare.npz", DataConfig(path="x"), None, "kcal/mol")
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "!!python/object/apply:os.system ['COMMAND']",
+        "!!python/object/new:os.system ['COMMAND']",
+        "!!python/object/apply:subprocess.getoutput ['COMMAND']",
+        "!<tag:yaml.org,2002:python/object/apply:os.system> ['COMMAND']",
+        "!!python/object/apply:builtins.exec ['import os; os.system(\"COMMAND\")']",
+        "!!python/name:os.system",
+        "!!python/module:antigravity",
+    ],
+)
+@pytest.mark.parametrize("place", ["protein_name", "model_context", "preprocessing"])
+def test_tags_of_yaml_make_nothing(quiet: Path, tag: str, place: str) -> None:
+    value = tag.replace("COMMAND", f"touch {quiet / CANARY}")
+    path = write_config(quiet, 1, extra=f"\n{place}: {value}\n")
+    with pytest.raises(ConfigError, match=r"tiny\.yaml: not valid YAML"):
+        config.load(path)
+    with pytest.raises(ConfigError):
+        config.load(write_config(quiet, 1), [f"{place}={value}"])
+
+
+@pytest.mark.parametrize(
+    "comment",
+    [
+        "Lattice=\"__import__('os').system('touch canary')\"",
+        "energy=__import__('os').system('touch canary')",
+        "Properties=species:S:1:pos:R:3:__class__:R:1",
+        "Properties=species:S:1:pos:R:3:__reduce__:S:1 energy=1",
+        'energy="_JSON {\\"py/object\\": \\"os.system\\"}"',
+        'pbc="$(touch canary)" energy=`touch canary`',
+        'protein="!!python/object/apply:os.system [touch canary]" energy=1',
+    ],
+)
+def test_extended_xyz_is_data(quiet: Path, comment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(quiet)
+    path = quiet / "evil.xyz"
+    path.write_text(f"2\n{comment}\nC 0 0 0 1\nO 0 0 1.2 1\n")
+    try:
+        data.load(path, DataConfig(path="x"), None, "kcal/mol")
+    except DataError as error:
+        assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TRIGGER t AFTER UPDATE ON jobs BEGIN SELECT load_extension('canary'); END",
+        "CREATE TRIGGER t AFTER UPDATE ON jobs BEGIN UPDATE jobs SET attempt = 0; END",
+        "CREATE VIEW v AS SELECT load_extension('canary')",
+        "ALTER TABLE jobs RENAME TO j2; CREATE VIEW jobs AS SELECT * FROM j2",
+    ],
+)
+def test_database_with_a_program_in_it_is_refused(quiet: Path, statement: str) -> None:
+    path = store_tools.fresh_file(quiet / "q.db")
+    with sqlite3.connect(path) as connection:
+        connection.executescript(statement)
+    connection.close()
+    for opened in (lambda: Store.open(path), lambda: Store.open(path, read_only=True)):
+        with pytest.raises((DatabaseError, EnsqError), match=r"trigger|view|table"):
+            opened()
+
+
+def test_extensions_of_sqlite_are_not_loaded(quiet: Path) -> None:
+    with store_tools.fresh(quiet / "q.db") as store:
+        connection = store._database.engine.raw_connection()
+        with pytest.raises(sqlite3.OperationalError, match="not authorized"):
+            connection.cursor().execute("SELECT load_extension('canary')")
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("state", "rubbish"),
+        ("state", b"queued"),
+        ("epoch", "many"),
+        ("epochs", 1.5),
+        ("val_loss", "low"),
+        ("error", b"\x1b[2J"),
+        ("seconds_per_epoch", "fast"),
+    ],
+)
+def test_column_of_another_type_is_a_clear_error(tmp_path: Path, column: str, value: Any) -> None:
+    path = tmp_path / "q.db"
+    with store_tools.fresh(path) as store:
+        store_tools.add(store)
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA ignore_check_constraints = ON")
+        connection.execute(f"UPDATE jobs SET {column} = ?", (value,))
+    connection.close()
+    with (
+        Store.open(path, read_only=True) as store,
+        pytest.raises(DatabaseError, match=rf"as {column} of a job, which ensq can't have written"),
+    ):
+        store.jobs(1)
+
+
+@pytest.mark.parametrize("place", ["../elsewhere", "/ABSOLUTE", "runs/../../elsewhere"])
+def test_database_makes_nobody_write_elsewhere(tmp_path: Path, place: str) -> None:
+    folder, elsewhere = tmp_path / "queue", tmp_path / "elsewhere"
+    write_config(folder, 1)
+    assert ensq("enqueue", "tiny.yaml", cwd=folder).returncode == 0
+    with sqlite3.connect(folder / "ensq.db") as connection:
+        value = place.replace("/ABSOLUTE", str(elsewhere))
+        connection.execute("UPDATE ensembles SET run_path = ?", (value,))
+    connection.close()
+    done = ensq("enqueue", "tiny.yaml", cwd=folder)
+    assert done.returncode == 2
+    assert "leads out of" in done.stderr
+    assert not elsewhere.exists()
+
+
+# -- shells ------------------------------------------------------------------------------------
+
+HOSTILE = "$(touch canary);`touch canary`&touch canary|'\" \\"
+
+
+def test_names_for_a_shell_are_names(quiet: Path) -> None:
+    """Of folders, of the configuration, of data and of the database."""
+    folder = quiet / HOSTILE
+    write_config(folder, 1)
+    (folder / "tiny.npz").rename(folder / f"{HOSTILE}.npz")
+    path = (folder / "tiny.yaml").rename(folder / f"{HOSTILE}.yaml")
+    settings = yaml.safe_load(path.read_text())
+    settings["data"]["path"] = f"{HOSTILE}.npz"
+    path.write_text(yaml.safe_dump(settings))
+    for arguments in (
+        ("config", "check", path, "--data"),
+        ("enqueue", path, "--db", f"{HOSTILE}.db"),
+        ("status", "--db", f"{HOSTILE}.db"),
+        ("db", "check", "--db", f"{HOSTILE}.db"),
+    ):
+        done = ensq(*arguments, cwd=folder)
+        assert done.returncode == 0, done.stderr
+    assert (folder / f"{HOSTILE}.db").exists()
+
+
+@pytest.mark.parametrize("name", [HOSTILE, "../x", "/x", "a\x1bb", "a\nb", "-rf", ".", "..", ""])
+def test_ensemble_is_not_called_so(tmp_path: Path, name: str) -> None:
+    write_config(tmp_path, 1)
+    done = ensq("enqueue", "tiny.yaml", f"--name={name}", cwd=tmp_path)
+    if name == "":
+        return  # none given: the model_context counts
+    assert done.returncode == 2
+    assert "can't be used" in done.stderr
+    assert "\x1b" not in done.stderr
+
+
+# -- a model of one's own ------------------------------------------------------------------------
+
+
+def test_only_training_imports_the_module_of_a_configuration(strange: Path) -> None:
+    for arguments in (
+        ("config", "check", "tiny.yaml", "--data"),
+        ("config", "show", "tiny.yaml"),
+        ("enqueue", "tiny.yaml"),
+        ("status", "--json"),
+        ("db", "check"),
+        ("cancel", "tiny"),
+        ("retry", "tiny"),
+    ):
+        done = ensq(*arguments, cwd=strange)
+        assert done.returncode == 0, done.stderr
+        assert not (strange / CANARY).exists(), arguments
+
+
+@pytest.fixture
+def strange(tmp_path: Path) -> Path:
+    """A folder with a queue whose model's module leaves a trace when it is imported."""
+    code = f"from pathlib import Path\nPath({str(tmp_path / CANARY)!r}).touch()\nbuild = None\n"
+    (tmp_path / "strange.py").write_text(code)
+    path = write_config(tmp_path, 1)
+    settings = yaml.safe_load(path.read_text())
+    settings["model"]["ml_model"] = "strange:build"
+    path.write_text(yaml.safe_dump(settings))
+    assert ensq("enqueue", "tiny.yaml", cwd=tmp_path).returncode == 0
+    return tmp_path
+
+
+def test_worker_does_import_it(strange: Path) -> None:
+    """The control, and what the documentation says."""
+    ensq("worker", "--max-jobs", "1", cwd=strange)
+    assert (strange / CANARY).exists()
+    text = " ".join((ROOT / "docs" / "models.md").read_text().split())
+    assert "Only `ensq worker`, `run`, `finalize` and `export` import the module" in text
+
+
+# -- the terminal --------------------------------------------------------------------------------
+
+# Clears the screen, renames the window, as one byte, turns the order round, goes back in the line.
+CODES = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202egpj\r\x08\x7f"
+_RAW = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def raw(text: str) -> list[str]:
+    """The characters of a text that a terminal would obey."""
+    return _RAW.findall(text)
+
+
+def test_text_for_terminals_is_escaped_and_json_stays_the_same() -> None:
+    import json
+
+    assert raw(CODES) and not raw(escaped(CODES))
+    assert escaped("plain – text\n\twith lines") == "plain – text\n\twith lines"
+    value = {"a": CODES + "\U000e0041\ud800é"}
+    text = json.dumps(value, ensure_ascii=False)
+    assert raw(text)  # the control: JSON alone leaves some of them
+    assert not raw(escaped(text))
+    assert json.loads(escaped(text)) == value
+    escaped(text).encode()  # also halves of characters, from names of files
+
+
+def test_guarded_stream_is_the_stream_otherwise(capsys: pytest.CaptureFixture[str]) -> None:
+    guarded = Guarded(sys.stdout)
+    guarded.writelines([f"a{CODES}b\n", "c\n"])
+    assert guarded.isatty() is False
+    guarded.flush()
+    shown = capsys.readouterr().out
+    assert not raw(shown) and shown.endswith("b\nc\n")
+
+
+def said(*arguments: Any, cwd: Path) -> str:
+    """All that a command says, every character as it is. Colours are left to a terminal."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ensq.cli", *map(str, arguments)],
+        cwd=cwd,
+        env=clean_environment() | {"PYTHONUTF8": "1"},
+        capture_output=True,
+        timeout=300,
+        check=False,
+    )
+    return (done.stdout + done.stderr).decode("utf-8", "surrogateescape")
+
+
+def test_names_of_files_do_not_drive_the_terminal(tmp_path: Path) -> None:
+    path = write_config(tmp_path, 1)
+    strange = tmp_path / f"{CODES}.yaml"
+    shutil.copy(path, strange)
+    lines = [
+        said("config", "check", strange, "--data", cwd=tmp_path),
+        said("config", "check", f"missing{CODES}", "-v", cwd=tmp_path),
+        said("config", f"no-command{CODES}", cwd=tmp_path),
+        said("enqueue", strange, "--db", f"{CODES}.db", cwd=tmp_path),
+        said("status", "--db", f"{CODES}.db", cwd=tmp_path),
+        said("status", f"{CODES}", "--db", f"{CODES}.db", cwd=tmp_path),
+        said("status", "--db", f"missing{CODES}.db", "-v", cwd=tmp_path),
+    ]
+    assert "valid" in lines[0] and "no such file" in lines[1] and "queued" in lines[4]
+    assert [raw(line) for line in lines] == [[]] * len(lines)
+
+
+def test_values_of_a_configuration_do_not_drive_the_terminal(tmp_path: Path) -> None:
+    lines = []
+    for where in ("protein_name", CODES, "model_context", "preprocessing"):
+        write_config(tmp_path, 1)
+        settings = yaml.safe_load((tmp_path / "tiny.yaml").read_text())
+        settings[where] = f"a{CODES}"
+        (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
+        lines.append(said("config", "check", "tiny.yaml", "-v", cwd=tmp_path))
+        assert "tiny.yaml: " in lines[-1]
+    lines.append(said("config", "check", "tiny.yaml", "--set", f"x={CODES}", cwd=tmp_path))
+    assert [raw(line) for line in lines] == [[]] * len(lines)
+
+
+@pytest.mark.parametrize("key", ["species_names", "protein_names"])
+def test_names_of_the_data_do_not_drive_the_terminal(tmp_path: Path, key: str) -> None:
+    write_config(tmp_path, 1)
+    with np.load(tmp_path / "tiny.npz") as archive:
+        arrays = dict(archive)
+    arrays["protein"] = np.arange(len(arrays["R"])) % 2
+    arrays["protein_names"] = np.array(["one", "two"])
+    old = arrays[key] if key in arrays else np.array(["A", "B", "C"])
+    arrays[key] = np.array([f"{name}{CODES}" for name in old])
+    np.savez(tmp_path / "tiny.npz", **arrays)
+    line = said("config", "check", "tiny.yaml", "--data", cwd=tmp_path)
+    assert "tiny" in line
+    assert raw(line) == []
+
+
+def test_values_of_a_database_do_not_drive_the_terminal(tmp_path: Path) -> None:
+    write_config(tmp_path, 2)
+    assert ensq("enqueue", "tiny.yaml", cwd=tmp_path).returncode == 0
+    with sqlite3.connect(tmp_path / "ensq.db") as connection:
+        connection.execute("UPDATE ensembles SET name = ?", (f"tiny{CODES}",))
+        connection.execute("UPDATE jobs SET error = ?, state = 'failed'", (f"error{CODES}",))
+        connection.execute("UPDATE events SET message = ?", (f"message{CODES}",))
+    connection.close()
+    lines = [
+        said("status", cwd=tmp_path),
+        said("status", "--json", cwd=tmp_path),
+        said("status", "nothing", cwd=tmp_path),
+        said("db", "check", cwd=tmp_path),
+        said("finalize", cwd=tmp_path),
+        said("show", "1", cwd=tmp_path),
+        said("show", "1", "--json", cwd=tmp_path),
+        said("show", f"tiny{CODES}/42", cwd=tmp_path),
+    ]
+    assert "error" in lines[0] and "error" in lines[1]
+    assert [raw(line) for line in lines] == [[]] * len(lines)
+
+
+def test_losses_that_are_no_numbers_are_null_in_json(tmp_path: Path) -> None:
+    with store_tools.fresh(tmp_path / "ensq.db") as store:
+        store_tools.add(store)
+    with sqlite3.connect(tmp_path / "ensq.db") as connection:
+        connection.execute("UPDATE jobs SET val_loss = 9e999, best_loss = -9e999")
+    connection.close()
+    done = ensq("status", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert '"val_loss": null' in done.stdout
+
+
+@pytest.mark.parametrize("seconds", [float("inf"), float("-inf"), float("nan"), 1e308])
+def test_times_of_no_world_are_shown(seconds: float) -> None:
+    from ensq.cli.show import _when
+    from ensq.progress import duration
+
+    assert duration(seconds) == "for ever"
+    assert _when(seconds) == "?"
+
+
+def test_display_draws_and_its_lines_are_printable() -> None:
+    """The one writer that is not guarded, since it moves the cursor on purpose."""
+    import io
+
+    from test_progress import ENSEMBLE, member
+
+    from ensq.jobs import State
+    from ensq.progress import Display
+
+    stream = io.StringIO()
+    display = Display(Guarded(stream), terminal=True)  # type: ignore[arg-type]
+    members = [member(0, state=State.FAILED, error=f"e{CODES}", owner=CODES)]
+    for _ in range(2):
+        display.update(ENSEMBLE, members)
+    drawn = stream.getvalue()
+    assert "\x1b[" in drawn and "\u202e" not in drawn and "\x9b" not in drawn
+
+
+def test_damaged_database_is_told_in_words(tmp_path: Path) -> None:
+    path = store_tools.fresh_file(tmp_path / "q.db")
+    content = bytearray(path.read_bytes())
+    content[100:400] = CODES.encode()[:4] * 75
+    path.write_bytes(content)
+    with pytest.raises(DatabaseError):
+        check(path)
+    assert raw(said("status", "--db", path, cwd=tmp_path)) == []
