@@ -81,6 +81,7 @@ def _make(rng: random.Random) -> bytes:
         path = Path(folder) / "q.db"
         path.write_bytes(data)
         connection = sqlite3.connect(path)
+        connection.execute("PRAGMA synchronous = OFF")  # nobody misses it after a power cut
         try:
             _spoil(rng, connection, how)
             connection.commit()

@@ -3,6 +3,8 @@
 Each worker is a generator that does one transaction and yields how long it then works or sleeps; a
 scheduler wakes whoever is due. So a schedule of hours takes milliseconds, and is the same each time
 for the same seed. After a while faults stop, and all members must come to an end.
+
+    python tests/store_simulation.py FIRST COUNT    # runs that many seeds
 """
 
 from __future__ import annotations
@@ -10,13 +12,16 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
+import sys
+import tempfile
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import store_tools as tools
 from sqlalchemy import Connection, select
-from store_machine import Host, checkpoint, empty, loss, result
+from store_machine import Host, checkpoint, databases, empty, loss, result
 
 from ensq import schema
 from ensq.errors import DatabaseAway, LeaseLost
@@ -28,7 +33,7 @@ from ensq.store.policy import Policy
 LEASE = 60.0
 EPOCHS = 3
 FAULTY = 600.0  # seconds in which faults happen
-PATIENCE = 20_000.0  # seconds in which all must be over
+PATIENCE = 3_000.0  # seconds in which all must be over
 Life = Generator[float, None, None]
 
 
@@ -166,7 +171,7 @@ class World:
             elif host.outlook().open == 0:
                 return
             else:
-                yield self.random.uniform(5, 20)
+                yield self.random.uniform(20, 60)
 
     def insist(self, act: Callable[[], Any]) -> Generator[float, None, Any]:
         """Do it until it is answered, as a worker does through an outage; or die before that."""
@@ -235,3 +240,16 @@ class World:
             return
         self.wrote(claim)
         self.finished += 1
+
+
+def main(first: int, count: int) -> None:
+    with tempfile.TemporaryDirectory(dir=tools.FAST) as folder:
+        url = str(tools.fresh_file(Path(folder) / "q.db"))
+        with databases(url) as opened:
+            for seed in range(first, first + count):
+                World(opened, seed).run()
+    print(f"{count} schedules, all over and sound")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

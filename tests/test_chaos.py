@@ -75,7 +75,7 @@ def problems(place: Any, calm: Any, told: Any) -> dict[str, list[str]]:
         checks._nobody_left(place),
     ):
         found[check.what.split()[0]] = check.problems
-        assert check.count, check.what
+        assert check.size, check.what
     return found
 
 
@@ -141,7 +141,10 @@ def test_other_bits_are_seen(soaked: tuple[Any, Any, Any], copy: argparse.Namesp
 def test_a_crash_that_nobody_caused_is_seen(soaked: tuple[Any, Any, Any]) -> None:
     soak, calm, told = soaked
     calmer = chaos.workers.Workers(soak.place, 0, random.Random(0))
-    calmer.ledger = {pid: chaos.workers.Done() for pid in told.workers.ledger}
+    calmer.ledger = {
+        pid: chaos.workers.Done(done.log, code=done.code)
+        for pid, done in told.workers.ledger.items()
+    }
     found = problems(soak.place, calm, told._replace(workers=calmer))
     assert any("nothing was done that explains it" in line for line in found["each"])
 

@@ -22,6 +22,9 @@ from fuzz_tools import Loader, content, judge, run
 from ensq import npzfile
 from ensq.errors import DataError
 
+# JAX warns of forks where another test has imported it; the children use no device.
+pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
+
 NEEDS_JAX = ("checkpoint", "result")
 LIGHT = [name for name in LOADERS if name not in NEEDS_JAX]
 FEWER = {"database": 40}  # each is a database that was written anew
@@ -42,7 +45,6 @@ def test_mutated_files_are_taken_or_refused_in_words(name: str, tmp_path: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # JAX's; the children use no device
 @pytest.mark.parametrize("name", list(LOADERS))
 def test_ten_thousand_mutated_files(name: str, tmp_path: Path) -> None:
     assert bad(LOADERS[name](), 10_000, 2, tmp_path) == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -30,8 +29,7 @@ QUIET = settings(
 @pytest.fixture
 def memory() -> Iterator[str]:
     """A fresh SQLite file where nothing waits for a disk."""
-    fast = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=fast) as folder:
+    with tempfile.TemporaryDirectory(dir=tools.FAST) as folder:
         yield str(tools.fresh_file(Path(folder) / "q.db"))
 
 

@@ -245,10 +245,15 @@ def test_outlook_tells_who_lives_who_is_unsure_and_who_is_lost(hosts: Hosts) -> 
     assert claims_of(observer.reap()) == [silent]
 
 
-def test_what_a_locked_row_holds_is_not_taken(hosts: Hosts, engine_url: str) -> None:
+def test_living_process_of_this_host_is_not_unsure(hosts: Hosts) -> None:
+    """It need not be waited for until it renews: that it lives can be seen."""
+    tools.take(hosts.worker, "w2")
+    assert hosts.host(HOUR).outlook().unsure == ()
+
+
+@pytest.mark.parametrize("engine_url", ["postgresql"], indirect=True)
+def test_what_a_locked_row_holds_is_not_taken(hosts: Hosts) -> None:
     """On PostgreSQL a worker may be writing at this moment; SQLite has one writer at a time."""
-    if "://" not in engine_url:
-        return
     observer = hosts.host(0.0)
     (claim,) = tools.take(hosts.worker)
     assert observer.reap() == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -85,10 +86,11 @@ def url_of(db: str | None) -> str:
 
 
 def db_hint(db: str | None) -> str:
-    """What to add to a suggested command, so that it means the same database."""
-    if db is None:
-        return ""
-    return f" --db {db}" if "://" not in db else " --db URL"
+    """What to add to a suggested command, so that it means the same database.
+
+    ``--db`` holds no password: ``url_of`` refuses one.
+    """
+    return "" if db is None else f" --db {shlex.quote(db)}"
 
 
 def only_ensemble(store: Store, name: str | None) -> Ensemble:

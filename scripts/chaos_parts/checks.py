@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +17,9 @@ from ensq.rundir import RunDir
 from ensq.store import Policy, Store, checks
 
 # Exit codes that a worker may have; 1: members failed for good, or a host that seemed bad; 69 is
-# for a database that is away, -9 for a kill.
-CODES = {0, 1, 69, 75, -9}
+# for a database that is away. Signals to leave kill one that has not come as far as to hear them.
+CODES = {0, 1, 69, 75, -signal.SIGKILL}
+EARLY = {-signal.SIGTERM, -signal.SIGINT, -signal.SIGUSR1}
 _LINGER = 20.0  # seconds after an outage in which a worker may be thought lost
 _ARMED = {Outcome.CRASH: ("kill",), Outcome.LOST: ("kill", "EIO"), Outcome.BLOCKED: ("kill", "E")}
 _ARRAYS = ("force_errors", "energy_errors", "species_errors", "components", "beads", "protein")
@@ -27,7 +29,7 @@ _MORE_ARRAYS = ("species_components", "validation_index")
 class Check(NamedTuple):
     what: str
     problems: list[str]
-    count: int  # of things looked at
+    size: int  # things looked at
 
 
 class Told(NamedTuple):
@@ -35,7 +37,6 @@ class Told(NamedTuple):
 
     workers: Workers
     outages: list[list[float]]
-    drains: list[float]
     held: set[int]
     damaged: list[str]
     sizes: dict[str, int]  # members of each ensemble, as enqueued
@@ -49,18 +50,22 @@ class Queue(NamedTuple):
     jobs: list[Job]
     attempts: dict[int, list[Attempt]]
     losses: dict[int, list[tuple[Any, ...]]]
+    drained: set[str]  # workers that were asked to leave
 
     @classmethod
     def read(cls, url: str) -> Queue:
         with Store.open(url, read_only=True) as store:
             ensembles = store.ensembles()
             jobs = [job for one in ensembles for job in store.jobs(one.id)]
+            attempts = {job.id: store.attempts(job.id) for job in jobs}
+            workers = store.workers({one.worker_id for rows in attempts.values() for one in rows})
             return cls(
                 store.root,
                 ensembles,
                 jobs,
-                {job.id: store.attempts(job.id) for job in jobs},
+                attempts,
                 {job.id: [_loss(row) for row in store.epochs(job.id)] for job in jobs},
+                {name for name, worker in workers.items() if worker.drain},
             )
 
     def arrays(self, job: Job) -> dict[str, bytes]:
@@ -161,7 +166,8 @@ def _causes(queue: Queue, told: Told) -> Check:
             ends += attempt.outcome is not Outcome.DONE
             if attempt.outcome is Outcome.CRASH:
                 crashes[pid_of(attempt.worker_id)] += 1
-            if done is None or not _explained(job, attempt, done, told):
+            drained = attempt.worker_id in queue.drained
+            if done is None or not _explained(job, attempt, done, told, drained):
                 problems.append(
                     f"job {job.id}, attempt {attempt.number} of {attempt.worker_id} ended as "
                     f"{attempt.outcome} ({attempt.reason}), and nothing was done that explains it"
@@ -174,7 +180,7 @@ def _causes(queue: Queue, told: Told) -> Check:
     return Check("each attempt that did not finish was ended by an injected fault", problems, ends)
 
 
-def _explained(job: Job, attempt: Attempt, done: Done, told: Told) -> bool:
+def _explained(job: Job, attempt: Attempt, done: Done, told: Told, drained: bool) -> bool:
     match attempt.outcome:
         case Outcome.DONE | Outcome.CANCELLED:
             return True
@@ -183,10 +189,9 @@ def _explained(job: Job, attempt: Attempt, done: Done, told: Told) -> bool:
         case Outcome.LOST:
             if done.killed or done.stopped or _armed(done, Outcome.LOST):
                 return True
-            return _near(attempt, told.outages) or done.code in (1, 69)
+            return _near(attempt, told.outages)
         case Outcome.INTERRUPTED:
-            asked = done.asked or job.id in told.held
-            return asked or _near(attempt, [[at, at] for at in told.drains])
+            return done.asked or drained or job.id in told.held
         case Outcome.BLOCKED:
             # No trainer started, or the disk gave errors.
             return bool(done.trainer) or _armed(done, Outcome.BLOCKED)
@@ -213,18 +218,17 @@ def _bounded(queue: Queue) -> list[str]:
 
 
 def _workers_ends(told: Told) -> Check:
-    problems = [
-        f"{count} workers ended with exit code {code}"
-        for code, count in told.workers.codes.items()
-        if code not in CODES
-    ]
-    logs = sorted(told.workers.folder.glob("*.log"))
-    for log in logs:
-        text = log.read_text(errors="replace")
+    problems = []
+    for pid, done in told.workers.ledger.items():
+        early = done.asked and done.code in EARLY
+        if done.code not in CODES and not early:
+            problems.append(f"worker {pid} ended with exit code {done.code}: {done.log}")
+        text = done.log.read_text(errors="replace")
         for sign in ("Traceback", "this is a fault of ensq", "unexpected "):
-            if sign in text:
-                problems.append(f"{log}: {sign.strip()}")
-    return Check("workers ended as they should, without tracebacks", problems, len(logs))
+            if sign in text and not early:
+                problems.append(f"{done.log}: {sign.strip()}")
+    what = "workers ended as they should, without tracebacks"
+    return Check(what, problems, len(told.workers.ledger))
 
 
 def _nobody_left(place: Place) -> Check:

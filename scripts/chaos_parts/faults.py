@@ -39,7 +39,6 @@ class Chaos:
     rng: random.Random
     later: Callable[[float, Callable[[], None]], None]  # do something after so many seconds
     person: Callable[..., None]  # start a command of ensq, as a person would
-    drains: list[float] = field(default_factory=list)
     held: set[int] = field(default_factory=set)  # jobs that were held
     damaged: list[str] = field(default_factory=list)
     outage: bool = False
@@ -228,7 +227,6 @@ def cancel(chaos: Chaos) -> str | None:
 
 
 def drain(chaos: Chaos) -> str | None:
-    chaos.drains.append(chaos.watcher.now())
     chaos.person("drain")
     return "all workers"
 

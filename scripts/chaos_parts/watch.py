@@ -79,9 +79,6 @@ class Watcher:
     def _in_outage(self, linger: float = 3.0) -> bool:
         return bool(self.outages) and time.time() < self.outages[-1][1] + linger
 
-    def now(self) -> float:
-        return time.time()
-
     @property
     def seen_done(self) -> int:
         return len(self._done)

@@ -25,12 +25,12 @@ _AGAIN = (0.2, 1.5)  # seconds until a worker that ended is started again
 class Done:
     """What was done to one worker, by its process id, for the questions afterwards."""
 
+    log: Path
     armed: str | None = None  # the fault that it was born with
     killed: bool = False  # the worker itself
     stopped: bool = False  # by SIGSTOP, it or its host
     asked: bool = False  # by a signal to leave
     trainer: Counter[int] = field(default_factory=Counter)  # signals to its trainers
-    began: float = 0.0
     code: int | None = None
 
 
@@ -94,7 +94,7 @@ class Workers:
             )
         leave_at = time.monotonic() + self._rng.uniform(12, 25) if faults else None
         self.living.append(Worker(process, log, leave_at))
-        self.ledger[process.pid] = Done(armed=name, began=time.time())
+        self.ledger[process.pid] = Done(log, armed=name)
 
     def send(self, worker: Worker, number: int) -> None:
         with suppress(ProcessLookupError):
