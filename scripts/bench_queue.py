@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
@@ -66,7 +67,7 @@ class Rate(NamedTuple):
 def _use_journal(journal: str | None) -> None:
     """Have ensq take this mode, whatever the file system is."""
     if journal is not None:
-        engine.journal_for = lambda path: journal
+        mock.patch.object(engine, "journal_for", lambda path: journal).start()
 
 
 class Queue:
@@ -92,11 +93,8 @@ class Queue:
                     f"(SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {count - 1}) "
                     f"SELECT {values} FROM jobs, numbers WHERE jobs.seed = 0"
                 )
-            with store._database.engine.connect() as connection:
-                # As a queue that has grown for a while: statistics are there.
-                connection.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql(
-                    "ANALYZE"
-                )
+            with store._database.write() as connection:
+                connection.exec_driver_sql("ANALYZE")  # as in a queue that has grown for a while
 
 
 class Server:
@@ -199,11 +197,8 @@ def _be_done(store: Store, ids: list[int]) -> None:
             .where(jobs.c.id.in_(ids))
             .values(state="cancelled", owner=None, lease_seconds=None)
         )
-        connection.execute(
-            update(attempts)
-            .where(attempts.c.job_id.in_(ids))
-            .values(ended_at=0.0, outcome="cancelled")
-        )
+        tried = update(attempts).where(attempts.c.job_id.in_(ids))
+        connection.execute(tried.values(ended_at=0.0, outcome="cancelled"))
 
 
 def claims_by_sqlite3(path: str) -> Callable[[int, Any, float], Told]:
@@ -326,11 +321,8 @@ def _again(store: Store) -> None:
     """Queue all again, as after an interruption; attempts go on counting."""
     with store._database.write() as connection:
         connection.execute(update(jobs).values(state="queued", owner=None, lease_seconds=None))
-        connection.execute(
-            update(attempts)
-            .where(attempts.c.ended_at.is_(None))
-            .values(ended_at=0.0, outcome="interrupted")
-        )
+        still_open = update(attempts).where(attempts.c.ended_at.is_(None))
+        connection.execute(still_open.values(ended_at=0.0, outcome="interrupted"))
 
 
 PARTS: dict[str, Callable[[argparse.Namespace, Server], list[str]]] = {

@@ -234,7 +234,7 @@ class Queue:
         member = self.held(claim)
         if member is None:
             return False
-        if checkpoint.epoch != member.epoch:
+        if checkpoint.epoch != member.epoch or place(checkpoint) < place(member.checkpoint):
             raise Refused
         member.move(checkpoint)
         member.signs += 1

@@ -21,7 +21,7 @@ from typing import Any
 
 import store_tools as tools
 from sqlalchemy import Connection, select
-from store_machine import Host, checkpoint, databases, empty, loss, result
+from store_hosts import Host, checkpoint, databases, empty, loss, result
 
 from ensq import schema
 from ensq.errors import DatabaseAway, LeaseLost

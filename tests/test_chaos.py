@@ -34,6 +34,12 @@ def load() -> Any:
 
 chaos = load()
 
+# Of a member that was disturbed, the first attempt, as if both had been accepted.
+TWICE = """
+UPDATE attempts SET outcome = 'done' WHERE number = 1 AND job_id = (
+    SELECT min(job_id) FROM attempts WHERE number = 2)
+"""
+
 
 @pytest.fixture(scope="module")
 def soaked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any, Any]]:
@@ -75,7 +81,6 @@ def problems(place: Any, calm: Any, told: Any) -> dict[str, list[str]]:
         checks._nobody_left(place),
     ):
         found[check.what.split()[0]] = check.problems
-        assert check.size, check.what
     return found
 
 
@@ -106,7 +111,7 @@ def test_all_holds_after_kills(soaked: tuple[Any, Any, Any]) -> None:
     [
         ("UPDATE jobs SET state = 'failed' WHERE seed = 42", "every"),
         ("DELETE FROM epochs WHERE epoch = 3 AND job_id = 1", "one"),
-        ("UPDATE attempts SET outcome = 'done' WHERE job_id = 1 AND number = 1", "one"),
+        (TWICE, "one"),
         ("UPDATE epochs SET val_loss = val_loss * (1 + 1e-15) WHERE epoch = 3 AND job_id = 2", "a"),
         ("UPDATE jobs SET failures = 1 WHERE seed = 43", "each"),
         ("UPDATE attempts SET outcome = 'failure' WHERE job_id = 2 AND number = 1", "each"),
@@ -116,12 +121,6 @@ def test_the_checks_see_a_spoiled_row(
     soaked: tuple[Any, Any, Any], copy: argparse.Namespace, sql: str, check: str
 ) -> None:
     _, calm, told = soaked
-    if "'done'" in sql:  # one more attempt that would have been accepted
-        connection = sqlite3.connect(copy.url)
-        (count,) = connection.execute("SELECT count(*) FROM attempts WHERE job_id = 1").fetchone()
-        connection.close()
-        if count == 1:
-            sql = sql.replace("job_id = 1", "job_id = 2")
     change(copy, sql)
     found = problems(copy, calm, told)
     assert any(lines for name, lines in found.items() if name.startswith(check)), found

@@ -209,9 +209,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "context", ["../x", "a/b", "/abs", ".hidden", "", "a b", "x;y", "a" * 101]
-)
+@pytest.mark.parametrize("context", ["../x", "a/b", "/abs", ".hidden", "", "a b", "x;y", "a" * 101])
 def test_model_context_cannot_lead_out_of_the_export_folder(context: str) -> None:
     with pytest.raises(ConfigError, match="model_context becomes part of file names"):
         parsed(model_context=context)

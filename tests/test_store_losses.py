@@ -160,6 +160,17 @@ def test_checkpoint_must_be_at_the_epoch_that_is_recorded(
     assert store.job(claim.job_id).checkpoint == tools.point(2)
 
 
+def test_checkpoint_can_not_be_followed_by_an_earlier_one(store: Store, claim: Claim) -> None:
+    """It would be gone on from, and the later one be what is fallen back to."""
+    tools.train(store, claim, range(1, 2))
+    for step in (4, 4, 6):
+        assert store.record_checkpoint([(claim, tools.point(1, step))]) == []
+    with pytest.raises(EnsqError, match="epoch 1, step 5 can't be recorded after a later one"):
+        store.record_checkpoint([(claim, tools.point(1, 5))])
+    job = store.job(claim.job_id)
+    assert (job.checkpoint, job.previous_checkpoint) == (tools.point(1, 6), tools.point(1, 4))
+
+
 def test_damaged_checkpoints_are_fallen_back_from_one_by_one(store: Store, claim: Claim) -> None:
     tools.train(store, claim, range(1, 4))
     job = store.stand_at(claim, tools.point(2), [], "digest of 3-0 differs")

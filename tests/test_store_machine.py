@@ -13,7 +13,8 @@ import store_tools as tools
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 from sqlalchemy import Connection, and_, select, update
-from store_machine import databases, machine
+from store_hosts import databases
+from store_machine import machine
 
 from ensq.jobs import Job, State
 from ensq.schema import jobs

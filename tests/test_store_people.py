@@ -171,7 +171,7 @@ def test_cancelled_member_takes_nothing_more_from_its_worker(store: Store) -> No
 
 
 def test_worker_of_before_a_cancellation_is_fenced_off_after_the_retry(store: Store) -> None:
-    """Cancelled and retried while the worker did not look: the attempt's number tells them apart."""
+    """Cancelled and retried while the worker did not look: the attempt's number tells."""
     (old,) = tools.take(store)
     store.cancel(NAME, [42])
     store.retry(NAME, [42])

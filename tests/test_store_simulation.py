@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, select, update
-from store_machine import databases
+from store_hosts import databases
 from store_simulation import EPOCHS, Faults, World
 from test_store_machine import memory  # noqa: F401  (a fixture)
 
@@ -41,6 +45,26 @@ def test_schedules_end_with_all_members_over(opened: list[Database]) -> None:
     # They were no easy ones.
     assert all(outcomes[outcome] > 0 for outcome in ("done", "lost", "failure", "crash"))
     assert outcomes["lost"] > 20, outcomes
+
+
+@pytest.mark.skipif(
+    os.environ.get("CI") != "true", reason="2,000 schedules take two minutes: CI=true runs them"
+)
+def test_two_thousand_schedules_in_two_processes() -> None:
+    tests = Path(__file__).parent
+    paths = os.pathsep.join([str(tests.parent), str(tests)])
+    runs = [
+        subprocess.Popen(
+            [sys.executable, str(tests / "store_simulation.py"), str(first), "1000"],
+            env=os.environ | {"PYTHONPATH": paths},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for first in (10_000, 11_000)
+    ]
+    said = [run.communicate(timeout=1200)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0]
+    assert said == ["1000 schedules, all over and sound\n"] * 2
 
 
 @pytest.mark.slow

@@ -183,7 +183,9 @@ def test_how_long_silence_may_last() -> None:
 def test_a_disk_that_the_trainer_cannot_write_blocks_and_counts_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fault = '[{"point": "write.written", "do": "error", "errno": "ENOSPC", "match": "epoch-000003"}]'
+    fault = (
+        '[{"point": "write.written", "do": "error", "errno": "ENOSPC", "match": "epoch-000003"}]'
+    )
     queue = Queue(tmp_path, seeds=3)
     with monkeypatch.context() as full:
         full.setenv("ENSQ_FAULTS", fault)

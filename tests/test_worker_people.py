@@ -103,9 +103,7 @@ def test_a_worker_that_waits_for_work_can_be_drained(tmp_path: Path) -> None:
     assert "stopped (a person asked this worker to leave) with work left" in text
 
 
-def test_without_renewals_no_wish_is_heard(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_renewals_no_wish_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The negative control of the tests above."""
     monkeypatch.setattr(PackSession, "_renew", lambda session, child: None)
     queue = Queue(tmp_path, epochs=40)

@@ -39,18 +39,19 @@ def _record_epoch(connection: Connection, now: float, write: EpochWrite) -> bool
             f"job {held.job_id}: a checkpoint at epoch {checkpoint.epoch}, step {checkpoint.step} "
             f"can't be recorded with epoch {record.epoch}"
         )
-    before = connection.execute(
-        select(jobs.c.epoch).where(fences.held(held)).with_for_update()
-    ).scalar_one_or_none()
-    if before is None:
+    row = connection.execute(
+        select(jobs.c.epoch, jobs.c.epochs).where(fences.held(held)).with_for_update()
+    ).one_or_none()
+    if row is None:
         return False
+    before, total = row
     if record.epoch <= before:
         _require_recorded(connection, held, record)
         return True
-    if record.epoch > before + 1:
+    if record.epoch > before + 1 or record.epoch > total:
         raise EnsqError(
-            f"job {held.job_id}: epoch {record.epoch} can't follow epoch {before}: losses must "
-            "have no gaps"
+            f"job {held.job_id}: epoch {record.epoch} can't follow epoch {before} of {total}: "
+            "losses must have no gaps"
         )
     connection.execute(
         insert(epochs).values(job_id=held.job_id, attempt=held.attempt, **from_epoch(record))
@@ -96,7 +97,7 @@ def record_checkpoints(
             update(jobs)
             .where(fences.held(held))
             .values(updated_at=now, beat=jobs.c.beat + 1, **_shift(checkpoint))
-            .returning(jobs.c.epoch)
+            .returning(jobs.c.epoch, jobs.c.previous_epoch, jobs.c.previous_step)
         ).one_or_none()
         if row is None:
             lost.append(held)
@@ -104,6 +105,11 @@ def record_checkpoints(
             raise EnsqError(
                 f"job {held.job_id}: a checkpoint at epoch {checkpoint.epoch} can't be recorded "
                 f"while {row.epoch} epochs are"
+            )
+        elif (row.previous_epoch, row.previous_step) > _place(checkpoint):
+            raise EnsqError(
+                f"job {held.job_id}: a checkpoint at epoch {checkpoint.epoch}, step "
+                f"{checkpoint.step} can't be recorded after a later one"
             )
     return lost
 

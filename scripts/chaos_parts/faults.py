@@ -40,6 +40,7 @@ class Chaos:
     later: Callable[[float, Callable[[], None]], None]  # do something after so many seconds
     person: Callable[..., None]  # start a command of ensq, as a person would
     held: set[int] = field(default_factory=set)  # jobs that were held
+    to_damage: list[bool] = field(default_factory=list)  # whether to tear; at most one waits
     damaged: list[str] = field(default_factory=list)
     outage: bool = False
 
@@ -138,8 +139,16 @@ def _arm(chaos: Chaos, name: str, rule: dict[str, Any]) -> str | None:
 
 def damage(*, tear: bool, chaos: Chaos) -> str | None:
     """The newest file of a member that is not done is torn, or one of its bits turns over."""
+    if chaos.to_damage:
+        return None
+    chaos.to_damage.append(tear)
+    return damage_now(chaos) or "as soon as a member has a checkpoint"
+
+
+def damage_now(chaos: Chaos) -> str | None:
+    """Damage what waits for it, if there is a file to damage."""
     jobs = [job for job in chaos.watcher.jobs.values() if job.checkpoint and job.state in _OPEN]
-    if not jobs:
+    if not jobs or not chaos.to_damage:
         return None
     job = chaos.rng.choice(sorted(jobs, key=lambda job: job.id))
     worker = chaos.workers.of(job.owner)
@@ -151,11 +160,11 @@ def damage(*, tear: bool, chaos: Chaos) -> str | None:
             return None
     chaos.watcher.look()
     job = chaos.watcher.jobs[job.id]
-    file = newest_file(chaos.watcher.run_folder(job), job)
+    file = newest_file(chaos.watcher.run_folder(job), job) if job.state in _OPEN else None
     # The result of a member that is about to be acknowledged is not ours to break.
     if file is None or (file.name == RESULT_NAME and job.state is not State.QUEUED):
         return None
-    _break(file, tear, chaos.rng)
+    _break(file, chaos.to_damage.pop(), chaos.rng)
     chaos.damaged.append(str(file))
     return f"{file.relative_to(chaos.place.folder)}, job {job.id} was {job.state}"
 
