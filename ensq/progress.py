@@ -51,7 +51,7 @@ def time_left(job: Job) -> float | None:
 
 
 def time_left_in_all(jobs: Sequence[Job]) -> float | None:
-    """Seconds until all members are trained, if as many go on at once as do now.
+    """Seconds until all members but the held ones are trained, if as many go on at once as now.
 
     None if nothing runs or no speed is known yet.
     """
@@ -63,7 +63,7 @@ def time_left_in_all(jobs: Sequence[Job]) -> float | None:
     needs = [
         max(0, job.epochs - job.epoch) * (job.seconds_per_epoch or usual)
         for job in jobs
-        if job.state not in TERMINAL
+        if job.state not in TERMINAL and job.state is not State.HELD
     ]
     return max(sum(needs) / len(running), max(needs))
 

@@ -17,7 +17,6 @@ import multiprocessing
 import os
 import platform
 import random
-import shutil
 import sqlite3
 import sys
 import tempfile
@@ -127,11 +126,8 @@ def fresh(kind: str, folder: Path, server: Server) -> Iterator[Queue]:
     if kind == "postgresql":
         yield Queue(server.url(), None)
         return
-    place = Path(tempfile.mkdtemp(prefix="bench-", dir=folder))
-    try:
-        yield Queue(str(place / "ensq.db"), kind)
-    finally:
-        shutil.rmtree(place)
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=folder) as place:
+        yield Queue(str(Path(place) / "ensq.db"), kind)
 
 
 def run(work: Callable[[int, Any, float], Told], processes: int, seconds: float) -> Rate:

@@ -69,7 +69,7 @@ def test_show_tells_attempts_reasons_and_the_log(queue: Queue) -> None:
     text = out("show", "e/1", cwd=queue.folder)
     for part in (
         "e: seed 1: running, epoch 1/3",
-        "1 crashes, 0 lost workers",
+        "crashes 1, lost workers 0",
         "attempt 1: the trainer was killed by signal 11 (SIGSEGV)",
         "attempt 2: a checkpoint did not verify: torn; goes on from epoch 1",
         "| Fatal Python error",
@@ -94,7 +94,7 @@ def test_status_says_how_long_a_member_pauses(queue: Queue) -> None:
     job = claim(queue)
     queue.store.fail(claim_of(job), Outcome.FAILURE, "exception: no", retry=True)
     assert "seed 1: pauses for" in out("status", cwd=queue.folder)
-    assert "1 failures" in out("show", "e/1", cwd=queue.folder)
+    assert "failures 1" in out("show", "e/1", cwd=queue.folder)
 
 
 def test_drain_makes_workers_leave_after_their_epoch(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -269,3 +270,15 @@ def test_eight_workers_share_forty_members(tmp_path: Path) -> None:
     assert sorted(map(int, claimed)) == list(range(1, 41))
     assert all(job.attempt == 1 for job in queue.jobs)
     assert not any("the database is away" in text for text in texts)
+    assert max(waits(queue)) < 10  # the busy time-out; 0.1 s at rest, 1 s on a busy machine
+
+
+def waits(queue: Queue) -> list[float]:
+    """Seconds between the end of each attempt and its worker's next claim."""
+    tries = [attempt for job in queue.jobs for attempt in queue.store.attempts(job.id)]
+    tries.sort(key=lambda attempt: (attempt.worker_id, attempt.started_at))
+    return [
+        second.started_at - first.ended_at
+        for first, second in pairwise(tries)
+        if first.worker_id == second.worker_id and first.ended_at is not None
+    ]

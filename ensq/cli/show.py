@@ -91,8 +91,8 @@ class _View:
     def _counts(self) -> str:
         job = self.job
         counts = (
-            f"job {job.id}: {job.attempt} attempts; {job.failures} failures, {job.crashes} "
-            f"crashes, {job.losses} lost workers, {job.interruptions} interruptions"
+            f"job {job.id}: attempts {job.attempt}; failures {job.failures}, crashes "
+            f"{job.crashes}, lost workers {job.losses}, interruptions {job.interruptions}"
         )
         wait = job.not_before - self.now
         if job.state.value == "queued" and wait > 0:

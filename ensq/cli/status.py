@@ -78,8 +78,8 @@ class _View:
             return "will be held as soon as its worker has saved it"
         pause = job.not_before - self.now
         if job.state is State.QUEUED and pause > 0:
-            tries = f"{job.failures} failures, {job.crashes} crashes, {job.losses} lost workers"
-            return f"pauses for {duration(pause)} more after {tries}"
+            tries = f"failures {job.failures}, crashes {job.crashes}, lost workers {job.losses}"
+            return f"pauses for {duration(pause)} more ({tries})"
         return None
 
     def _next_step(self, hint: str) -> str:
