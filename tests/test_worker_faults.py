@@ -46,7 +46,8 @@ def test_a_crash_keeps_the_end_of_the_log_with_the_attempt(
     queue = Queue(tmp_path)
     assert queue.work({"do": do, "epoch": 3, "attempt": 1})[0] == 0
     queue.require_sound()
-    assert queue.starts() == [0, 2]
+    # One that talks rubbish lives on until it is killed, and may get further meanwhile.
+    assert queue.starts() in ([0, 2], [0, 3] if do == "rubbish" else [])
     assert (queue.job.crashes, queue.job.failures) == (1, 0)
     first = queue.store.attempts(queue.job.id)[0]
     assert first.outcome is Outcome.CRASH
@@ -241,21 +242,23 @@ def test_failures_between_epochs_that_succeed_do_not_blame_the_host(tmp_path: Pa
 # Interruptions
 
 
-def interrupt(queue: Queue, number: signal.Signals) -> int:
-    """Stop a worker in the first epoch; its exit code."""
+def interrupt(queue: Queue, number: signal.Signals) -> tuple[int, str]:
+    """Stop a worker in the first epoch; its exit code and its lines."""
     settings = {"rules": [{"do": "slow", "epoch": 1}], "slow_seconds": 60}
     with queue.worker(settings=settings, policy=TWICE) as worker:
         queue.wait(lambda job: job.state is State.RUNNING)
         trainer_of(worker)
         worker.send_signal(number)
-        return finish(worker)[0]
+        return finish(worker)
 
 
 def test_interruptions_without_any_checkpoint_lead_nowhere(tmp_path: Path) -> None:
     queue = Queue(tmp_path)
-    assert interrupt(queue, signal.SIGTERM) == 75
+    assert interrupt(queue, signal.SIGTERM)[0] == 75
     assert (queue.job.state, queue.job.stalls) == (State.QUEUED, 1)
-    assert interrupt(queue, signal.SIGTERM) == 1  # nothing is left to do, and it has failed
+    code, text = interrupt(queue, signal.SIGTERM)
+    assert code == 1  # nothing is left to do, and it has failed
+    assert "seed 1: it has failed for good: no progress: 2 attempts" in text
     job = queue.job
     assert (job.state, job.interruptions, job.stalls, job.strikes) == (State.FAILED, 2, 2, 0)
     assert job.error is not None
@@ -266,7 +269,7 @@ def test_interruptions_without_any_checkpoint_lead_nowhere(tmp_path: Path) -> No
 def test_a_person_may_interrupt_as_often_as_they_like(tmp_path: Path) -> None:
     queue = Queue(tmp_path)
     for _ in range(3):
-        assert interrupt(queue, signal.SIGINT) == 75
+        assert interrupt(queue, signal.SIGINT)[0] == 75
     job = queue.job
     assert (job.state, job.interruptions, job.stalls) == (State.QUEUED, 3, 0)
     assert queue.work(settings={})[0] == 0

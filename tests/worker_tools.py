@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -204,9 +205,13 @@ class Queue:
         try:
             yield process
         finally:
-            with suppress(ProcessLookupError):
-                process.kill()
+            # A trainer that was stopped must go on to see that its worker is gone.
+            trainers = children_of(process.pid) if process.poll() is None else []
+            process.kill()
             process.communicate()
+            for trainer in trainers:
+                with suppress(ProcessLookupError):
+                    os.kill(trainer, signal.SIGCONT)
 
 
 def fork_worker(
@@ -255,17 +260,15 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = 30.0
         time.sleep(0.01)
 
 
+def children_of(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def trainer_of(worker: subprocess.Popen[str]) -> int:
     """The process id of a worker's trainer, once there is one."""
-    found: list[str] = []
-
-    def look() -> bool:
-        children = Path(f"/proc/{worker.pid}/task/{worker.pid}/children")
-        found[:] = children.read_text().split()
-        return bool(found)
-
-    wait_until(look, "a trainer of the worker")
-    return int(found[0])
+    wait_until(lambda: children_of(worker.pid), "a trainer of the worker")
+    return children_of(worker.pid)[0]
 
 
 def is_stopped(pid: int) -> bool:

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Executable,
+    Float,
+    Integer,
+    and_,
+    bindparam,
+    delete,
+    insert,
+    select,
+    update,
+)
 
 from ensq.errors import EnsqError
 from ensq.jobs import Claim, Job, State, WorkerInfo
@@ -21,14 +34,31 @@ _QUEUED = State.QUEUED.value
 _RUNNING = State.RUNNING.value
 
 
-def claimable(now: float, policy: Policy) -> ColumnElement[bool]:
-    """That a job is queued, and no pause after a failure holds it back.
+# Statements of every claim are made once, with names for what changes: building them anew, and
+# finding out that they are the same as before, takes longer than running them.
+_NOW = bindparam("p_now", type_=Float)
+_LATEST = bindparam("p_latest", type_=Float)
+_SEEN = (
+    update(workers)
+    .where(workers.c.id == bindparam("p_worker"), workers.c.ended_at.is_(None))
+    .values(last_seen=_NOW)
+)
+_NEW_ATTEMPT = insert(attempts)
+
+
+def claimable() -> ColumnElement[bool]:
+    """That a job is queued, and no pause after a failure holds it back; see ``times``.
 
     ``not_before`` was set by another host's clock. If that is far ahead, the pause would be long;
     so a time that no pause of ours can lead to is no reason to wait.
     """
-    paused = and_(jobs.c.not_before > now, jobs.c.not_before <= now + policy.longest_pause)
+    paused = and_(jobs.c.not_before > _NOW, jobs.c.not_before <= _LATEST)
     return and_(jobs.c.state == _QUEUED, ~paused)
+
+
+def times(now: float, policy: Policy) -> dict[str, Any]:
+    """The parameters of ``claimable``."""
+    return {"p_now": now, "p_latest": now + policy.longest_pause}
 
 
 def claim(
@@ -45,11 +75,7 @@ def claim(
     """Take up to ``limit`` queued jobs that can train as one pack; see Store.claim."""
     if limit < 1:  # SQLite takes a negative one for no limit
         raise ValueError(f"a claim takes at least one job, not {limit}")
-    known = connection.execute(
-        update(workers)
-        .where(workers.c.id == worker_id, workers.c.ended_at.is_(None))
-        .values(last_seen=now)
-    )
+    known = connection.execute(_SEEN, {"p_worker": worker_id, "p_now": now})
     if known.rowcount != 1:
         raise EnsqError(f"worker {worker_id!r} is not registered, or has ended")
     taken = _take(connection, now, worker_id, limit, lease_seconds, policy, ensemble)
@@ -59,15 +85,16 @@ def claim(
     for job in jobs_taken:
         start_step = job.checkpoint.step if job.checkpoint else 0
         connection.execute(
-            insert(attempts).values(
-                job_id=job.id,
-                number=job.attempt,
-                worker_id=worker_id,
-                started_at=now,
-                start_epoch=job.epoch,
-                start_step=start_step,
-                log_path=log_path,
-            )
+            _NEW_ATTEMPT,
+            {
+                "job_id": job.id,
+                "number": job.attempt,
+                "worker_id": worker_id,
+                "started_at": now,
+                "start_epoch": job.epoch,
+                "start_step": start_step,
+                "log_path": log_path,
+            },
         )
         history.note_job(
             connection,
@@ -112,12 +139,25 @@ def _take(
     subquery it may be run again and take more than ``limit``. SQLite ignores the locks: there,
     the transaction is the only writer.
     """
+    parameters = times(now, policy) | {
+        "p_worker": worker_id,
+        "p_limit": limit,
+        "p_lease": lease_seconds,
+    }
+    if ensemble is not None:
+        parameters["p_ensemble"] = ensemble
+    rows = connection.execute(_take_statement(ensemble is not None), parameters)
+    return [to_job(row) for row in rows]
+
+
+@functools.cache
+def _take_statement(of_one_ensemble: bool) -> Executable:
     queue = select(
         jobs.c.ensemble_id, jobs.c.checkpoint_epoch, jobs.c.checkpoint_step, jobs.c.position
-    ).where(claimable(now, policy))
-    if ensemble is not None:
-        wanted = select(ensembles.c.id).where(ensembles.c.name == ensemble).scalar_subquery()
-        queue = queue.where(jobs.c.ensemble_id == wanted)
+    ).where(claimable())
+    if of_one_ensemble:
+        wanted = select(ensembles.c.id).where(ensembles.c.name == bindparam("p_ensemble"))
+        queue = queue.where(jobs.c.ensemble_id == wanted.scalar_subquery())
     head = (
         queue.order_by(
             jobs.c.ensemble_id,
@@ -131,32 +171,31 @@ def _take(
     )
     pack = (
         select(jobs.c.id)
-        .where(claimable(now, policy))
+        .where(claimable())
         .where(jobs.c.ensemble_id == select(head.c.ensemble_id).scalar_subquery())
         .where(jobs.c.checkpoint_epoch == select(head.c.checkpoint_epoch).scalar_subquery())
         .where(jobs.c.checkpoint_step == select(head.c.checkpoint_step).scalar_subquery())
         .order_by(jobs.c.position)
-        .limit(limit)
+        .limit(bindparam("p_limit", type_=Integer))
         .with_for_update(skip_locked=True)
         .cte("pack")
     )
-    statement = (
+    return (
         update(jobs)
         .where(jobs.c.id.in_(select(pack.c.id)))
         .values(
             state=_RUNNING,
             attempt=jobs.c.attempt + 1,
-            owner=worker_id,
-            lease_seconds=lease_seconds,
+            owner=bindparam("p_worker"),
+            lease_seconds=bindparam("p_lease", type_=Float),
             beat=jobs.c.beat + 1,
             not_before=0.0,
             wish=None,
             error=None,
-            updated_at=now,
+            updated_at=_NOW,
         )
         .returning(*jobs.c)
     )
-    return [to_job(row) for row in connection.execute(statement)]
 
 
 def _rewind(connection: Connection, job: Job) -> Job:

@@ -8,6 +8,8 @@ from ensq.jobs import Job, Outcome
 from ensq.schema import attempts, events, jobs
 from ensq.store.values import EventKind
 
+_EVENT = insert(events)  # made once: see ensq.store.claims
+
 
 def note(
     connection: Connection,
@@ -20,9 +22,14 @@ def note(
 ) -> None:
     """Write an event that is not about a job."""
     connection.execute(
-        insert(events).values(
-            time=now, kind=kind.value, message=message, ensemble_id=ensemble_id, worker_id=worker_id
-        )
+        _EVENT,
+        {
+            "time": now,
+            "kind": kind.value,
+            "message": message,
+            "ensemble_id": ensemble_id,
+            "worker_id": worker_id,
+        },
     )
 
 
@@ -37,15 +44,16 @@ def note_job(
 ) -> None:
     """Write an event about a job's present or last attempt."""
     connection.execute(
-        insert(events).values(
-            time=now,
-            kind=kind.value,
-            message=message,
-            ensemble_id=job.ensemble_id,
-            job_id=job.id,
-            attempt=job.attempt or None,
-            worker_id=worker_id,
-        )
+        _EVENT,
+        {
+            "time": now,
+            "kind": kind.value,
+            "message": message,
+            "ensemble_id": job.ensemble_id,
+            "job_id": job.id,
+            "attempt": job.attempt or None,
+            "worker_id": worker_id,
+        },
     )
 
 

@@ -95,13 +95,14 @@ def outlook(
 ) -> Outlook:
     """See Store.outlook. ``lost`` are jobs of lost workers."""
     mine = true() if name is None else jobs.c.ensemble_id == require(connection, name)
-    may = claims.claimable(now, policy)
+    may = claims.claimable()
     claimable, queued, due = connection.execute(
         select(
             func.coalesce(func.sum(case((may, 1), else_=0)), 0),
             func.count(),
             func.min(case((may, None), else_=jobs.c.not_before)),
-        ).where(mine, jobs.c.state == State.QUEUED.value)
+        ).where(mine, jobs.c.state == State.QUEUED.value),
+        claims.times(now, policy),
     ).one()
     rows = connection.execute(select(jobs).where(mine, jobs.c.state == State.RUNNING.value))
     running = [to_job(row) for row in rows]

@@ -15,6 +15,11 @@ from ensq.store.rows import to_worker
 from ensq.store.values import Reaped
 from ensq.store.watch import Watch
 
+_RUNNING = select(jobs.c.id, jobs.c.attempt, jobs.c.owner, jobs.c.beat, jobs.c.lease_seconds).where(
+    jobs.c.state == State.RUNNING.value
+)
+_RUNNING_LOCKED = _RUNNING.with_for_update(skip_locked=True)
+
 Gone = Callable[[WorkerInfo], bool]  # whether the worker's process is provably gone
 
 
@@ -48,14 +53,9 @@ def lost(
     Each call is a look of ``watch`` at all running jobs. With ``lock``, rows that another
     transaction is writing now are left out: somebody is alive there.
     """
-    query = (
-        select(jobs.c.id, jobs.c.attempt, jobs.c.owner, jobs.c.beat, jobs.c.lease_seconds)
-        .where(jobs.c.state == State.RUNNING.value)
-        .order_by(jobs.c.id)
-    )
-    if lock:
-        query = query.with_for_update(skip_locked=True)
-    rows = connection.execute(query).all()
+    found_rows = connection.execute(_RUNNING_LOCKED if lock else _RUNNING).all()
+    # Sorted here: an ORDER BY may lead SQLite to walk through all jobs by their ids.
+    rows = sorted(found_rows, key=lambda row: row.id)
     watch.forget_others({(row.id, row.attempt) for row in rows})
     if not rows:
         return []

@@ -195,8 +195,17 @@ class Recorder:
                 self.held.pop(member.job.id, None)
             if given:
                 self._log(f"gave back {names(given)}: {reason}")
+            for member in given:
+                self._say_if_failed(member)
 
         self.ledger.add(write)
+
+    def _say_if_failed(self, member: Member) -> None:
+        """Tell of a member that was given back once too often."""
+        with suppress(EnsqError):  # the log alone needs it
+            job = self._store.job(member.job.id)
+            if job.state is State.FAILED:
+                self._log(f"{member.name}: it has failed for good: {printable(str(job.error))}")
 
     def fail(
         self,
