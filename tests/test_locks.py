@@ -135,6 +135,8 @@ def test_child_of_a_worker_does_not_keep_its_byte(path: Path, target: Target) ->
             os.kill(child, signal.SIGKILL)
 
 
+# JAX, if an earlier test imported it, warns of forks.
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 def test_forked_child_neither_has_the_lock_nor_drops_it(path: Path, target: Target) -> None:
     lock = taken(target, "w1")
     child = os.fork()

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import sqlite3
 import subprocess
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from worker_tools import Queue, finish, fork_worker, is_stopped, trainer_of, wait_until
+from worker_tools import (
+    Queue,
+    finish,
+    fork_worker,
+    freeze,
+    is_stopped,
+    trainer_of,
+    wait_until,
+    wake,
+)
 
 from ensq.jobs import Outcome, State
 from ensq.rundir import RESULT_NAME, RunDir
@@ -143,23 +149,6 @@ def test_what_an_attempt_left_before_the_one_that_recorded_is_not_looked_at(
 
 
 # Zombies: stopped for longer than their leases, and awake again
-
-
-def freeze(queue: Queue, *processes: int) -> None:
-    """Stop processes, outside a transaction: inside one they would hold the file's lock."""
-    while True:
-        for pid in processes:
-            os.kill(pid, signal.SIGSTOP)
-            wait_until(lambda pid=pid: is_stopped(pid), f"{pid} stands still")  # type: ignore[misc]
-        with suppress(sqlite3.OperationalError), queue.locked():
-            return
-        wake(*processes)
-
-
-def wake(*processes: int) -> None:
-    for pid in processes:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
 
 
 def require_superseded(queue: Queue, zombie: subprocess.Popen[str]) -> None:

@@ -281,3 +281,14 @@ def waits(queue: Queue) -> list[float]:
         for first, second in pairwise(tries)
         if first.worker_id == second.worker_id and first.ended_at is not None
     ]
+
+
+def test_signals_that_go_on_to_the_very_end_do_not_change_the_exit_code(tmp_path: Path) -> None:
+    """SLURM's scancel sends SIGTERM several times; the last may come while Python ends."""
+    queue = Queue(tmp_path)
+    with queue.worker(settings=SLOW_THIRD) as worker:
+        queue.wait(lambda job: job.epoch == 2)
+        while worker.poll() is None:
+            worker.send_signal(signal.SIGTERM)
+            time.sleep(0.002)
+        assert finish(worker)[0] == 75

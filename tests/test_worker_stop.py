@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worker_tools import TRAINER, Queue, environment, finish, is_running
+from worker_tools import TRAINER, Queue, environment, finish, freeze, is_running
 
 from ensq.jobs import Job, Outcome, State
 from ensq.store import Store
@@ -285,7 +285,7 @@ def test_a_frozen_worker_that_thaws_publishes_nothing(
     options: dict[str, Any] = {"lease_seconds": 0.5, "unfenced": not fenced}
     with queue.worker(settings=settings, **options) as zombie:
         queue.wait(lambda job: job.epoch == 5)
-        zombie.send_signal(signal.SIGSTOP)
+        freeze(queue, zombie.pid)
         assert queue.work(drain=True)[0] == 0
         assert queue.job.result_path == "seed-1/attempt-2/result.safetensors"
         zombie.send_signal(signal.SIGCONT)

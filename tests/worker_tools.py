@@ -47,7 +47,7 @@ if options.pop("unfenced", False):
     Store.renew = lambda store, held, *rest, **more: Renewal(held, frozenset(), False)
 print("cores", sorted(os.sched_getaffinity(0)), file=sys.stderr, flush=True)
 try:
-    code = run_worker(WorkerOptions(**options))
+    code = run_worker(WorkerOptions(ends_process=True, **options))
 except EnsqError as error:
     print(f"error: {error}", file=sys.stderr, flush=True)
     code = error.exit_code
@@ -208,7 +208,8 @@ class Queue:
             # A trainer that was stopped must go on to see that its worker is gone.
             trainers = children_of(process.pid) if process.poll() is None else []
             process.kill()
-            process.communicate()
+            if process.stderr is not None and not process.stderr.closed:
+                print(process.communicate()[1])  # a test that failed shows it
             for trainer in trainers:
                 with suppress(ProcessLookupError):
                     os.kill(trainer, signal.SIGCONT)
@@ -284,3 +285,20 @@ def is_running(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return text.rpartition(")")[2].split()[0] not in "ZX"
+
+
+def freeze(queue: Queue, *processes: int) -> None:
+    """Stop processes, outside a transaction: inside one they would hold the file's lock."""
+    while True:
+        for pid in processes:
+            os.kill(pid, signal.SIGSTOP)
+            wait_until(lambda pid=pid: is_stopped(pid), f"{pid} stands still")  # type: ignore[misc]
+        with suppress(sqlite3.OperationalError), queue.locked():
+            return
+        wake(*processes)
+
+
+def wake(*processes: int) -> None:
+    for pid in processes:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)

@@ -52,5 +52,6 @@ def worker(
             pack=pack,
             drain=drain,
             lease_seconds=lease,
+            ends_process=True,
         )
     )

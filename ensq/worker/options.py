@@ -49,4 +49,5 @@ class WorkerOptions:
     policy: Policy = field(default_factory=Policy)
     trainer: tuple[str, ...] = (sys.executable, "-m", "ensq.train.child")
     parent_fd: int | None = field(default_factory=parent_fd)
+    ends_process: bool = False  # nothing is done after it: see StopSignals
     log: Callable[[str], None] = log_to_stderr

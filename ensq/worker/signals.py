@@ -30,7 +30,13 @@ class StopSignals:
     Main thread only. What was installed before is put back on leaving.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, for_good: bool = False) -> None:
+        """``for_good``: once one was received, the rest is ignored on leaving, too.
+
+        For a process that ends then: SLURM sends SIGTERM again and again, and one that comes
+        while Python ends would turn the exit code into that of a kill.
+        """
+        self._for_good = for_good
         self.received: int | None = None  # the first one; more of them change nothing
         self.fd = -1
         self._write_fd = -1
@@ -53,6 +59,8 @@ class StopSignals:
         trace: TracebackType | None,
     ) -> None:
         for number, handler in self._old.items():
+            if self._for_good and self.received is not None:
+                handler = signal.SIG_IGN
             # None: the handler before was not Python's and can't be put back.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         signal.set_wakeup_fd(self._old_wakeup_fd)

@@ -60,7 +60,7 @@ def run_worker(options: WorkerOptions) -> int:
     Raises EnsqError with its own exit code, DatabaseError (69) and BadHost (1) among them.
     """
     log = _timestamped(options.log)
-    with StopSignals() as signals:
+    with StopSignals(for_good=options.ends_process) as signals:
         stopping = Stopping(
             signals,
             deadline=slurm.deadline(),
