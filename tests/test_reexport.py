@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from ensemble_tools import _program, ensq, with_losses
 from train_tools import Listener, task
 
 from ensq import config as configuration
+from ensq import seal
 from ensq.errors import CheckpointError, EnsqError, MismatchError, UsageError
 from ensq.jobs import Ensemble
 from ensq.reexport import reexport
@@ -125,7 +127,9 @@ def test_damaged_or_foreign_checkpoint_is_refused(
             reexport(*half, checkpoint=tmp_path / "c.safetensors", folder=tmp_path / "out")
     digest = half[1].config_digest.encode()
     assert digest in content
-    (tmp_path / "c.safetensors").write_bytes(content.replace(digest, b"0" * len(digest)))
+    other = content.replace(digest, b"0" * len(digest))
+    unsealed = re.sub(rb"(?<=ensq-seal-sha256:)[0-9a-f]{64}", b"0" * 64, other, count=1)
+    (tmp_path / "c.safetensors").write_bytes(seal.seal(unsealed))
     text = "of another run than tiny: the configuration differs"
     with pytest.raises(MismatchError, match=text):
         reexport(*half, checkpoint=tmp_path / "c.safetensors", folder=tmp_path / "out")

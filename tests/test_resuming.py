@@ -19,7 +19,7 @@ from ensq import config as configuration
 from ensq import seal
 from ensq.errors import CheckpointError, DiskError
 from ensq.rundir import sha256, sha256_file
-from ensq.train import checkpoint, resuming
+from ensq.train import checkpoint, resuming, sealed
 from ensq.train.checkpoint import Identity
 from ensq.worker import protocol
 
@@ -42,10 +42,10 @@ def rewritten(path: Path, where: Path, **changes: Any) -> Path:
     """A sealed copy with other metadata."""
     tensors = safetensors.numpy.load(path.read_bytes())
     kind = "result" if path.name.startswith("result") else "checkpoint"
-    meta = {**checkpoint._metadata(path.read_bytes(), kind), **changes}
+    meta = {**sealed.metadata(path.read_bytes(), kind), **changes}
     del meta[seal.KEY]
     where.parent.mkdir(parents=True, exist_ok=True)
-    where.write_bytes(checkpoint.sealed.to_bytes(tensors, meta))
+    where.write_bytes(sealed.to_bytes(tensors, meta))
     return where
 
 
@@ -123,7 +123,7 @@ def test_a_file_of_the_format_before_is_read_by_its_recorded_digest_only(
     run: Undisturbed, tmp_path: Path
 ) -> None:
     tensors = safetensors.numpy.load(run.checkpoint(2).read_bytes())
-    meta = {**checkpoint._metadata(run.checkpoint(2).read_bytes(), "checkpoint"), "format": 2}
+    meta = {**sealed.metadata(run.checkpoint(2).read_bytes(), "checkpoint"), "format": 2}
     del meta[seal.KEY]
     data = safetensors.numpy.save(tensors, {"ensq": json.dumps(meta)})
     path = tmp_path / "old.safetensors"

@@ -89,7 +89,7 @@ class Restored:
 
 def read_position(data: bytes) -> tuple[int, int]:
     """Epoch and step of a checkpoint, without its tensors."""
-    meta = _metadata(data, "checkpoint")
+    meta = sealed.metadata(data, "checkpoint")
     with sealed.holding("checkpoint"):
         return sealed.whole(meta, "epoch"), sealed.whole(meta, "step")
 
@@ -144,7 +144,7 @@ def restore(data: bytes, template: Any, identity: Identity) -> Restored:
     Raises:
         CheckpointError: Another run's, another format's or another model's file.
     """
-    meta = _metadata(data, "checkpoint")
+    meta = sealed.metadata(data, "checkpoint")
     _check_identity(meta, identity)
     tensors = sealed.tensors(data)
     with sealed.holding("checkpoint"):
@@ -233,7 +233,7 @@ def result_bytes(result: MemberResult) -> bytes:
 
 def read_result(data: bytes) -> MemberResult:
     """A trained member from a result's bytes. Raises CheckpointError if it is none."""
-    meta = _metadata(data, "result")
+    meta = sealed.metadata(data, "result")
     tensors = sealed.tensors(data)
     with sealed.holding("result"):
         species, proteins = sealed.texts(meta, "species_names"), sealed.texts(meta, "protein_names")
@@ -347,11 +347,6 @@ def _bytes(tensors: dict[str, NDArray[Any]], meta: dict[str, Any], identity: Ide
         **meta,
     }
     return sealed.to_bytes(tensors, full)
-
-
-def _metadata(data: bytes, kind: str) -> dict[str, Any]:
-    """The JSON that ensq put into a file's header."""
-    return sealed.metadata(data, kind)
 
 
 def _check_identity(meta: dict[str, Any], identity: Identity) -> None:

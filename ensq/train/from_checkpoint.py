@@ -75,7 +75,9 @@ def _position(path: Path, content: bytes, identity: Identity, ensemble: str) -> 
         position = checkpoint.read_position(content)
     except CheckpointError as error:
         raise UsageError(f"{path}: {_what_it_is(content) or error}") from error
-    found = checkpoint._metadata(content, "checkpoint")
+    found = sealed.metadata(content, "checkpoint")
+    if found["format"] > 2 and not seal.is_whole(content):  # format 2 had no seal
+        raise CheckpointError(f"{path}: damaged (it does not match its own seal)")
     other = [
         name
         for name, key in (("configuration", "config_digest"), ("data", "data_digest"))
@@ -138,9 +140,6 @@ def _content(path: Path, digest: str | None) -> bytes:
     if digest is not None:
         return checkpoint.read_verified(path, digest)
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read: {error.strerror}") from error
-    if sealed.metadata(data, "checkpoint")["format"] > 2 and not seal.is_whole(data):
-        raise CheckpointError(f"{path}: damaged (it does not match its own seal)")
-    return data
