@@ -18,7 +18,7 @@ from sqlalchemy import select
 from store_hosts import HOSTS, Host, checkpoint, empty, loss, records, result, same_row
 from store_model import EPOCHS, Member, Queue, Refused
 
-from ensq import schema
+from ensq import migrate, schema
 from ensq.errors import EnsqError, LeaseLost
 from ensq.jobs import Checkpoint, Claim, Outcome, State
 from ensq.store import checks
@@ -125,6 +125,12 @@ class StoreMachine(RuleBasedStateMachine):
         seeds = list(dict.fromkeys(seeds))
         added = tools.add(self.hosts["a"], name, seeds, epochs=EPOCHS)
         assert added.new_seeds == self.model.add(name, seeds)
+
+    @rule()
+    def upgrade(self) -> None:
+        """Somebody asks for it while others work: there is nothing to do, and nobody notices."""
+        url = self.shared[0].target.url.render_as_string(hide_password=False)
+        assert migrate.create_or_upgrade(url) == schema.REVISION
 
     @rule(what=st.sampled_from(["cancel", "retry", "retry", "hold", "unhold"]), seeds=SEEDS)
     def person(self, what: str, seeds: list[int] | None) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import golden_tools as golden
 import pytest
 import store_tools as tools
 from hypothesis import HealthCheck, Phase, settings
@@ -48,6 +49,12 @@ def test_store_agrees_with_the_model_on_sqlite(memory: str) -> None:
     for rule in ("record_epoch", "save", "fall_back", "adopt", "publish", "give_back", "fail"):
         # The machine got somewhere: owners wrote, and others tried to.
         assert seen[rule, "accepted"] > 0 and seen[rule, "lost"] > 0, (rule, seen)
+
+
+def test_store_agrees_with_the_model_on_an_upgraded_file(memory: str) -> None:
+    golden.golden("0001", memory)
+    assert golden.quickly(memory, copy_first=False) == "0001"
+    run(memory, 10)
 
 
 @pytest.mark.slow
