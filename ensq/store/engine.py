@@ -6,7 +6,8 @@ import random
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,11 +19,13 @@ from ensq.errors import DatabaseError
 from ensq.store.failures import Dropped, explain_os, explain_server, explain_sqlite, is_busy
 from ensq.store.filesystem import journal_for, require_locks
 from ensq.store.target import Target
+from ensq.store.turns import Turns
 
 T = TypeVar("T")
 BUSY_TIMEOUT = 30.0  # seconds that a transaction waits for another's lock
 OLDEST_SQLITE = (3, 35, 0)  # the first with RETURNING
 
+_EAGER = 0.1  # seconds of quick asking for a lock that others hold for a few milliseconds
 _TRIES = 3  # of a transaction whose connection is dropped
 # Seconds. A server or network that is silent must not hang a worker; libpq's own words.
 _CONNECT = {
@@ -63,6 +66,7 @@ class Database:
         self.busy_timeout = busy_timeout
         self.foreign_keys = foreign_keys
         self._known = False  # whether a transaction began: then an outage is likely to pass
+        self._turns: Turns | None = None
         self.engine = self._sqlite() if target.path else self._server()
 
     def run(self, work: Callable[[Connection], T], *, write: bool = True) -> T:
@@ -108,6 +112,8 @@ class Database:
     def close(self) -> None:
         """Close every connection."""
         self.engine.dispose()
+        if self._turns is not None:
+            self._turns.close()
 
     @contextmanager
     def _transaction(self, write: bool) -> Iterator[Connection]:
@@ -194,6 +200,9 @@ class Database:
             )
         if not self.read_only:
             require_locks(self.target)
+            assert self.target.path is not None
+            if journal_for(self.target.path) == "wal":  # the writers are all on this host
+                self._turns = Turns(self.target.path.parent)
         engine = create_engine(
             self.target.url,
             creator=self._connect,
@@ -236,7 +245,10 @@ class Database:
     def _begin(self, connection: Connection) -> None:
         driver = _driver(connection)
         if connection.get_execution_options().get("ensq_write", False):
-            patiently(lambda: driver.execute("BEGIN IMMEDIATE"), self.busy_timeout)
+            with self._turns.turn() if self._turns else nullcontext():
+                eager = self._turns is not None
+                begin = partial(driver.execute, "BEGIN IMMEDIATE")
+                patiently(begin, self.busy_timeout, eager=eager)
         else:
             driver.execute("BEGIN")
             # This takes the lock, or the snapshot: nothing after it can find the file busy.
@@ -272,13 +284,13 @@ class Database:
         return explain_sqlite(error, self.target, patience=self.busy_timeout, known=self._known)
 
 
-def patiently(statement: Callable[[], T], timeout: float) -> T:
+def patiently(statement: Callable[[], T], timeout: float, *, eager: bool = False) -> T:
     """Do what may find the database busy, again and again up to ``timeout`` seconds.
 
     SQLite's own waiting grows to 100 ms between tries, and under load a waiter that comes so
     rarely finds the lock taken each time, for seconds. Here the pauses are short and irregular,
-    and grow only when somebody must be holding the lock for long. Shorter ones are no better: with
-    64 processes the looking itself would take all processor time.
+    and grow only when somebody must be holding the lock for long. Shorter ones are for the one who
+    is ``eager``, as it is its turn: if many did that, the asking would take all processor time.
     """
     began = None
     while True:
@@ -289,10 +301,13 @@ def patiently(statement: Callable[[], T], timeout: float) -> T:
             began = now if began is None else began
             if not is_busy(error) or now - began >= timeout:
                 raise
-            time.sleep(min(_pause(now - began), max(0.0, began + timeout - now)))
+            pause = _pause(now - began, eager)
+            time.sleep(min(pause, max(0.0, began + timeout - now)))
 
 
-def _pause(waited: float) -> float:
+def _pause(waited: float, eager: bool = False) -> float:
+    if eager and waited < _EAGER:
+        return random.uniform(0.0001, 0.0003)
     return random.uniform(0.0005, 0.003) * min(6.0, max(1.0, waited / 2))
 
 

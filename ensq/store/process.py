@@ -8,6 +8,7 @@ as well, across such namespaces. Where neither can be judged nothing is provable
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 from pathlib import Path
@@ -17,6 +18,7 @@ from ensq.store import locks
 from ensq.store.target import Target
 
 
+@functools.cache
 def boot_id() -> str:
     """The id of this boot and of this namespace of process ids; '' where it can't be read."""
     try:

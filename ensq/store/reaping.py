@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row, bindparam, select
 
 from ensq.jobs import Claim, Outcome, State, WorkerInfo
 from ensq.schema import jobs, workers
@@ -19,6 +19,7 @@ _RUNNING = select(jobs.c.id, jobs.c.attempt, jobs.c.owner, jobs.c.beat, jobs.c.l
     jobs.c.state == State.RUNNING.value
 )
 _RUNNING_LOCKED = _RUNNING.with_for_update(skip_locked=True)
+_OWNERS = select(workers).where(workers.c.id.in_(bindparam("p_owners", expanding=True)))
 
 Gone = Callable[[WorkerInfo], bool]  # whether the worker's process is provably gone
 
@@ -59,9 +60,7 @@ def lost(
     watch.forget_others({(row.id, row.attempt) for row in rows})
     if not rows:
         return []
-    owners = connection.execute(
-        select(workers).where(workers.c.id.in_({row.owner for row in rows}))
-    )
+    owners = connection.execute(_OWNERS, {"p_owners": sorted({row.owner for row in rows})})
     causes = {row.id: _why_lost(to_worker(row), gone) for row in owners}
     found: list[tuple[Row[*tuple[Any, ...]], str]] = []
     for row in rows:
