@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """How fast members are claimed, how long a claim waits, and whether one is ever claimed twice.
 
-    scripts/bench_queue.py [--quick] [--part rates|rows|double]... [--double N] [--folder FOLDER]
+    scripts/bench_queue.py [--quick] [--part PART]... [--kind KIND]... [--double N]
 
 Prints Markdown. rates: claims per second and waits with 1, 8 and 64 processes, each claim a whole
 `Store.claim` (lost workers looked for, the claim, its attempt, its event) with real flushes, beside
@@ -37,6 +37,7 @@ from ensq.schema import attempts, jobs
 from ensq.store import Store, engine, worker_info
 
 PROCESSES = (1, 8, 64)
+KINDS = ("wal", "delete", "postgresql")
 HELD = 4  # members that a process has claimed at most, before it is done with them
 LEASE = 60.0
 _FORK = multiprocessing.get_context("fork")  # a spawned one would import all again, 64 times
@@ -99,13 +100,17 @@ class Queue:
 class Server:
     """A PostgreSQL server for the whole run, if it is installed."""
 
-    def __init__(self) -> None:
+    def __init__(self, kinds: list[str] | None) -> None:
         import pg_tools
 
-        self._server: Any = pg_tools.Server() if pg_tools.binaries() else None
+        wanted = kinds or list(KINDS)
+
+        self._server: Any = None
+        if "postgresql" in wanted and pg_tools.binaries():
+            self._server = pg_tools.Server()
         if self._server is not None:
             os.environ["PGPASSWORD"] = self._server.password
-        self.kinds = ("wal", "delete", *(("postgresql",) if self._server else ()))
+        self.kinds = [kind for kind in wanted if self._server or kind != "postgresql"]
 
     def url(self) -> str:
         return str(self._server.new_database())
@@ -279,11 +284,9 @@ def double(options: argparse.Namespace, server: Server) -> list[str]:
     table = []
     for kind in server.kinds:
         with fresh(kind, options.folder, server) as queue:
-            queue.fill(min(options.double, 10_000))
-            counts: Counter[tuple[int, int]] = Counter()
+            queue.fill(100)  # so few that all want the same ones
             began = time.monotonic()
-            while counts.total() < options.double:
-                counts.update(_round(queue, options.double - counts.total()))
+            counts = Counter(_contended(queue, options.double))
             seconds = time.monotonic() - began
         twice = sum(count > 1 for count in counts.values())
         table.append([f"ensq, {kind}", f"{counts.total():,}", str(twice), f"{seconds:.0f}"])
@@ -292,8 +295,8 @@ def double(options: argparse.Namespace, server: Server) -> list[str]:
     return ["Double claims", "", *markdown(head, table)]
 
 
-def _round(queue: Queue, wanted: int) -> list[tuple[int, int]]:
-    """Let 8 processes empty the queue in packs of 1 to 8, then fill it again."""
+def _contended(queue: Queue, wanted: int) -> list[tuple[int, int]]:
+    """Let 8 processes claim packs of 1 to 8, and give each back at once; jobs and attempts."""
 
     def work(number: int, barrier: Any, seconds: float) -> Told:
         _use_journal(queue.journal)
@@ -302,28 +305,24 @@ def _round(queue: Queue, wanted: int) -> list[tuple[int, int]]:
             name = f"double-{os.getpid()}-{time.monotonic_ns():x}"
             store.register_worker(worker_info(name))
             barrier.wait()
-            most = max(1, wanted // 8 + 1)
-            while len(found) < most:
+            while len(found) < wanted / 8:
                 taken = store.claim(name, limit=random.randint(1, 8), lease_seconds=LEASE)
-                if not taken:
-                    break
                 found += [(0.0, job.id, job.attempt) for job in taken]
-            # Their workers are about to be gone, and the next round must take nothing back.
-            barrier.wait()
-            if number == 0:
-                _again(store)
-            barrier.wait()
+                _give_back(store, name, [job.id for job in taken])
         return 1.0, found
 
     return run(work, 8, 1.0).taken
 
 
-def _again(store: Store) -> None:
-    """Queue all again, as after an interruption; attempts go on counting."""
+def _give_back(store: Store, name: str, ids: list[int]) -> None:
+    """Queue them again; attempts go on counting. Fails if somebody else took one meanwhile."""
     with store._database.write() as connection:
-        connection.execute(update(jobs).values(state="queued", owner=None, lease_seconds=None))
-        still_open = update(attempts).where(attempts.c.ended_at.is_(None))
-        connection.execute(still_open.values(ended_at=0.0, outcome="interrupted"))
+        mine = update(jobs).where(jobs.c.id.in_(ids), jobs.c.owner == name)
+        told = connection.execute(mine.values(state="queued", owner=None, lease_seconds=None))
+        if told.rowcount != len(ids):
+            raise RuntimeError(f"{len(ids) - told.rowcount} of {ids} went to two workers")
+        tried = update(attempts).where(attempts.c.job_id.in_(ids), attempts.c.ended_at.is_(None))
+        connection.execute(tried.values(ended_at=0.0, outcome="interrupted"))
 
 
 PARTS: dict[str, Callable[[argparse.Namespace, Server], list[str]]] = {
@@ -373,6 +372,7 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--quick", action="store_true", help="about half a minute, and no queue of 10^6")
     add("--part", action="append", choices=list(PARTS), help="only this one; may be repeated")
+    add("--kind", action="append", choices=KINDS, help="only this one; may be repeated")
     add("--double", type=int, help="how many claims to count (10,000; 2,000 with --quick)")
     add("--seconds", type=float, help="of each rate (5; 1 with --quick)")
     add("--folder", type=Path, default=Path(tempfile.gettempdir()))
@@ -386,7 +386,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> int:
     options = parse()
-    server = Server()
+    server = Server(options.kind)
     try:
         print("\n".join(machine(options.folder, server)), flush=True)
         for part in options.part or PARTS:
