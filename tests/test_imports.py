@@ -36,7 +36,7 @@ RULES: dict[str, frozenset[str]] = {
         "ensq.seal": "",
         "ensq.rundir": "ensq.errors ensq.faults",
         "ensq.publish": "ensq.errors ensq.rundir",
-        "ensq.slurm": "ensq.errors",
+        "ensq.slurm": "ensq.errors ensq.slurm",
         "ensq.config": "msgspec yaml ensq.config ensq.errors ensq.rundir",
         # It reads the file of splines, and imports NumPy only then.
         "ensq.config.splines": "numpy msgspec ensq.config ensq.errors ensq.npzfile ensq.units",
