@@ -8,6 +8,8 @@ exception, diverge, mismatch, data, memory, disk, forget (TrainEnded without a r
 (says nothing of the epoch), slow (the epoch takes "slow_seconds", listening), slow_result (that
 long before the result), deaf_start (never ready), no_start (ends before Ready).
 
+With "keeps_its_log" it does not turn to the log of each claim.
+
 Its checkpoints and results are sealed JSON files with the losses so far, under the names of the
 real ones. It passes the fault points of the real trainer (see ``ensq.faults``), each once for the
 whole pack.
@@ -24,6 +26,7 @@ import select
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +112,21 @@ class Fake:
             if isinstance(command, say.Quit):
                 return
             if isinstance(command, say.Train):
+                turn_to_log(command.log)
                 Training(self, command).run()
             elif isinstance(command, say.Stop):
                 self.tell(say.Stopped(checkpoints={}))
+
+
+def turn_to_log(path: str) -> None:
+    """As the real trainer does: see ``ensq.train.child``."""
+    if SETTINGS.get("keeps_its_log"):
+        return
+    with suppress(OSError):
+        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(log)
 
 
 def rule(do: str, member: say.MemberTask | None, epoch: int) -> dict[str, Any] | None:

@@ -54,7 +54,7 @@ RULES: dict[str, frozenset[str]] = {
         "ensq.migrate": "alembic sqlalchemy ensq ensq.schema ensq.store ensq.errors",
         "ensq.enqueue": ("yaml ensq.config ensq.data ensq.errors ensq.jobs ensq.rundir ensq.store"),
         "ensq.worker": (
-            "msgspec ensq.worker ensq.store ensq.jobs ensq.rundir ensq.slurm ensq.errors "
+            "msgspec ensq ensq.worker ensq.store ensq.jobs ensq.rundir ensq.slurm ensq.errors "
             "ensq.faults ensq.config ensq.data ensq.progress"
         ),
         "ensq.local": "ensq.worker ensq.errors",
