@@ -54,17 +54,20 @@ class Database:
         read_only: bool = False,
         busy_timeout: float = BUSY_TIMEOUT,
         foreign_keys: bool = True,
+        takes_turns: bool = True,
     ) -> None:
         """Prepare to connect; nothing is opened yet.
 
         ``foreign_keys=False`` is for migrations: on SQLite they make tables anew, and dropping
-        the old one would otherwise count as deleting its rows. Raises DatabaseError for an SQLite
-        file to be written where locks can't be trusted.
+        the old one would otherwise count as deleting its rows. ``takes_turns=False`` is for who
+        would rather not write than wait for others. Raises DatabaseError for an SQLite file to be
+        written where locks can't be trusted.
         """
         self.target = target
         self.read_only = read_only
         self.busy_timeout = busy_timeout
         self.foreign_keys = foreign_keys
+        self._takes_turns = takes_turns
         self._known = False  # whether a transaction began: then an outage is likely to pass
         self._turns: Turns | None = None
         self.engine = self._sqlite() if target.path else self._server()
@@ -201,7 +204,9 @@ class Database:
         if not self.read_only:
             require_locks(self.target)
             assert self.target.path is not None
-            if journal_for(self.target.path) == "wal":  # the writers are all on this host
+            if (
+                self._takes_turns and journal_for(self.target.path) == "wal"
+            ):  # the writers are all on this host
                 self._turns = Turns(self.target.path.parent)
         engine = create_engine(
             self.target.url,

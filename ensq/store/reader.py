@@ -7,8 +7,18 @@ from typing import TypeVar
 
 from sqlalchemy import Connection
 
-from ensq.jobs import Attempt, Ensemble, EpochRecord, Job, Result, State, WorkerInfo
-from ensq.store import process, reads
+from ensq.jobs import (
+    Attempt,
+    Ensemble,
+    EpochRecord,
+    Job,
+    Result,
+    SlurmCluster,
+    SlurmJob,
+    State,
+    WorkerInfo,
+)
+from ensq.store import evidence, process, reads
 from ensq.store.engine import Database
 from ensq.store.target import Target
 from ensq.store.values import Event
@@ -89,3 +99,11 @@ class Reader:
     def counts(self, ensemble_id: int | None = None) -> dict[State, int]:
         """How many jobs are in each state; every state is a key."""
         return self._read(lambda c: reads.counts(c, ensemble_id))
+
+    def slurm_clusters(self) -> list[SlurmCluster]:
+        """When SLURM was asked last, for each cluster."""
+        return self._read(evidence.clusters)
+
+    def slurm_jobs(self) -> list[SlurmJob]:
+        """What SLURM said last of the jobs of workers, and of those that wait."""
+        return self._read(evidence.jobs_of)

@@ -73,6 +73,7 @@ class Stopping:
         # What this worker has to itself: by the clock on the wall, which SLURM goes by.
         self._allocation = self.left() or math.inf
         self.timing: Timing | None = None  # of the members in training
+        self.meanwhile: Callable[[], None] = lambda: None  # cheap; done before each sleep
 
     @property
     def _stop_at(self) -> float | None:
@@ -139,6 +140,8 @@ class Stopping:
 
     def wait(self, seconds: float, child: TrainerChild | None = None) -> None:
         """Sleep ``seconds`` at most; a signal, the parent's end or the child's events wake up."""
+        if self._signals.name is None:
+            self.meanwhile()
         stop_at = self._stop_at
         if stop_at is not None:
             until = stop_at - time.time()

@@ -31,6 +31,7 @@ from ensq.rundir import RunDir
 from ensq.store import Outlook, Store, WorkerLock, worker_info
 from ensq.worker.before_claim import TimeForMembers
 from ensq.worker.child import TrainerChild, child_environment
+from ensq.worker.evidence import Watcher, with_task
 from ensq.worker.headline import headline
 from ensq.worker.members import make_folders_or_refuse
 from ensq.worker.neighbours import Neighbours
@@ -108,6 +109,7 @@ class Worker:
         self._log = log
         # Never used again by anyone: it names a log file and fences rows.
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._evidence: Watcher | None = None  # of what SLURM says
         self._lock: WorkerLock | None = None  # of this worker's life; see ensq.store.locks
         self._neighbours = Neighbours(store, self.id)
         self._time = TimeForMembers(store)
@@ -128,8 +130,10 @@ class Worker:
         job = task.label if task else None
         self._lock = WorkerLock.take(self._store.target, self.id)
         byte = self._lock.byte if self._lock else None
-        info = worker_info(self.id, slurm_job=job, lock_byte=byte)
+        info = with_task(worker_info(self.id, lock_byte=byte), task)
         self._reach(lambda: self._store.register_worker(info))
+        self._evidence = Watcher(self._store, self.id, task, self._log)
+        self._stopping.meanwhile = self._evidence.poll
         self._log(
             f"worker {self.id}{f' in SLURM job {job}' if job else ''}, database {self._store.where}"
         )
@@ -358,6 +362,8 @@ class Worker:
 
     def _end(self) -> None:
         """End the child and sign off; a database that is away changes nothing about the end."""
+        if self._evidence is not None:
+            self._evidence.close()
         if self._child is not None and not self._child.ended:
             self._child.quit(_QUIT_PATIENCE)
         try:
