@@ -8,6 +8,7 @@ exception, diverge, mismatch, data, memory, disk, forget (TrainEnded without a r
 (says nothing of the epoch), slow (the epoch takes "slow_seconds", listening), slow_result (that
 long before the result), deaf_start (never ready), no_start (ends before Ready).
 
+"compile_seconds": so long it hears nothing before its first step.
 With "keeps_its_log" it does not turn to the log of each claim.
 
 Its checkpoints and results are sealed JSON files with the losses so far, under the names of the
@@ -73,6 +74,7 @@ class Fake:
         self.events_fd = events_fd
         self.buffer = b""
         self.commands: list[say.Command] = []
+        self.compiled = False
         self.told_to_stop = False  # once and for all, as the real trainer takes it
 
     def tell(self, event: say.Message) -> None:
@@ -92,6 +94,15 @@ class Fake:
                 os._exit(0)
             *lines, self.buffer = (self.buffer + data).split(b"\n")
             self.commands += [say.decode_command(line) for line in lines]
+
+    def compile(self) -> None:
+        """Take "compile_seconds" before the first step of this process, deaf, as XLA is."""
+        if not self.compiled and SETTINGS.get("compile_seconds"):
+            self.tell(say.Phase(text="compiling"))
+            until = time.monotonic() + SETTINGS["compile_seconds"]
+            while time.monotonic() < until and os.getppid() != 1:
+                time.sleep(0.05)
+        self.compiled = True
 
     def main(self) -> None:
         faulthandler.enable(all_threads=True)
@@ -165,6 +176,7 @@ class Training:
         self.history = {job_id: [] for job_id in self.alive}
         everyone = {j: member for j, member in self.alive.items() if not self.adopt(member)}
         places = {job_id: self.resume(member) for job_id, member in everyone.items()}
+        self.fake.compile()
         faults.point("trainer.compiled")
         for place in sorted(set(places.values()), reverse=True):
             self.alive = {j: member for j, member in everyone.items() if places[j] == place}

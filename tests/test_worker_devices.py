@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,11 +34,12 @@ STEP = {
 @pytest.fixture
 def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if JAX could use CUDA."""
-    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
 
 
-def of_task(local: int, share: int = 1, **more: str) -> list[str] | None:
-    return gpus_of_task(STEP | {"SLURM_LOCALID": str(local)} | more, share)
+def of_task(local: int, share: int = 1, tasks: str = "4") -> list[str] | None:
+    mine = {"SLURM_LOCALID": str(local), "SLURM_STEP_TASKS_PER_NODE": tasks}
+    return gpus_of_task(STEP | mine, share)
 
 
 def test_tasks_that_all_see_the_nodes_gpus_take_one_each() -> None:
@@ -44,18 +47,16 @@ def test_tasks_that_all_see_the_nodes_gpus_take_one_each() -> None:
 
 
 def test_fewer_tasks_take_several_each() -> None:
-    two = {"SLURM_STEP_TASKS_PER_NODE": "2(x2),4"}
-    assert [of_task(local, **two) for local in range(2)] == [["0", "1"], ["2", "3"]]
+    assert [of_task(local, tasks="2(x2),4") for local in range(2)] == [["0", "1"], ["2", "3"]]
 
 
 def test_tasks_that_share_take_the_same_one() -> None:
-    eight = {"SLURM_STEP_TASKS_PER_NODE": "8"}
-    assert [of_task(local, 2, **eight) for local in range(8)] == [[str(n // 2)] for n in range(8)]
+    assert [of_task(local, 2, "8") for local in range(8)] == [[str(n // 2)] for n in range(8)]
 
 
 def test_more_tasks_than_that_share_all_the_same() -> None:
     eight = {"SLURM_STEP_TASKS_PER_NODE": "8"}
-    assert [of_task(local, **eight) for local in range(8)] == [[str(n // 2)] for n in range(8)]
+    assert [of_task(local, 1, "8") for local in range(8)] == [[str(n // 2)] for n in range(8)]
     assert workers_per_gpu(STEP | eight, 1) == 2
 
 
@@ -81,7 +82,7 @@ def test_what_is_visible_stays_where_there_is_nothing_to_divide(
 def test_a_task_never_sees_more_than_it_was_given(tasks: int, share: int) -> None:
     seen: list[str] = []
     for local in range(tasks):
-        mine = of_task(local, share, SLURM_STEP_TASKS_PER_NODE=str(tasks))
+        mine = of_task(local, share, str(tasks))
         assert mine is None or (mine and set(mine) <= set("0123"))
         seen += mine or []
     if share == 1 and 1 < tasks <= 4:
@@ -122,7 +123,7 @@ def test_a_cpu_trainer_keeps_one_thread_whatever_the_allocation() -> None:
 @pytest.fixture
 def cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Puts this process into control groups of which these files are the quotas."""
-    monkeypatch.setattr(devices.os, "sched_getaffinity", lambda pid: set(range(16)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
 
     def put(own: str, **files: str) -> None:
         for name, text in files.items():

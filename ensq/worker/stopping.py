@@ -73,6 +73,8 @@ class Stopping:
         # What this worker has to itself: by the clock on the wall, which SLURM goes by.
         self._allocation = self.left() or math.inf
         self.timing: Timing | None = None  # of the members in training
+        # Once reached it stays so, whatever is measured while stopping, or SLURM says then.
+        self._limit: Reason | None = None
         self.meanwhile: Callable[[], None] = lambda: None  # cheap; done before each sleep
 
     @property
@@ -101,8 +103,10 @@ class Stopping:
             if not asked and self._is_warning():
                 return Reason(f"{TIME_LIMIT}, says {self._signals.name}; {self._figures()}")
             return Reason(self._signals.name, asked=asked)
-        if self._stop_at is not None and time.time() >= self._stop_at:
-            return self._at_the_limit()
+        if self._limit is None and self._stop_at is not None and time.time() >= self._stop_at:
+            self._limit = self._at_the_limit()
+        if self._limit is not None:
+            return self._limit
         if self._parent_fd is not None and self._parent_gone(self._parent_fd):
             return Reason("the program that started this worker is gone", asked=True)
         return None
@@ -115,7 +119,8 @@ class Stopping:
     def _at_the_limit(self) -> Reason:
         # All that is left may be used: a trainer that compiles may still get its first steps done.
         assert self._deadline is not None
-        kill_in = max(1.0, self._deadline - _ROWS - time.time())
+        left = self._deadline - time.time()
+        kill_in = max(0.0, left / 2, left - _ROWS)
         text = f"{TIME_LIMIT}; {self._figures()}"
         return Reason(text, kill_at=time.monotonic() + kill_in)
 
