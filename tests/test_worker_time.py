@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from worker_tools import Queue, finish, wait_until
@@ -316,7 +317,7 @@ ORDERS = {
 
 
 @pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS.keys())
-def test_signals_in_slurms_orders_under_load(tmp_path: Path, order: tuple[float, ...]) -> None:
+def test_signals_in_slurms_orders_under_load(tmp_path: Path, order: tuple[Any, ...]) -> None:
     queue = Queue(tmp_path)
     with load(), queue.worker(settings=SLOW_THIRD | {"checkpoint_freq": 5}) as worker:
         queue.wait(lambda job: job.epoch == 2)

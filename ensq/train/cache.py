@@ -89,9 +89,9 @@ def install() -> bool:
     try:
         from jax._src import compilation_cache
 
-        if not callable(compilation_cache.get_file_cache):
+        if not callable(getattr(compilation_cache, "get_file_cache", None)):
             return False
-    except (ImportError, AttributeError):
+    except ImportError:
         return False
     if getattr(jax.config, "jax_compilation_cache_max_size", -1) != -1:
         return False
