@@ -25,6 +25,7 @@ from ensq.worker.headline import headline
 
 STEP = {
     "SLURM_STEP_GPUS": "0,1,2,3",
+    "SLURM_GPUS_ON_NODE": "4",
     "CUDA_VISIBLE_DEVICES": "0,1,2,3",
     "SLURM_STEP_TASKS_PER_NODE": "4",
     "SLURM_NODEID": "0",
@@ -63,7 +64,15 @@ def test_more_tasks_than_that_share_all_the_same() -> None:
 @pytest.mark.parametrize(
     "environment",
     [
-        {"CUDA_VISIBLE_DEVICES": "2", "SLURM_LOCALID": "2"},  # SLURM has bound them
+        # Bound by SLURM 22.05 with --gpus-per-task=1, and by --gpu-bind=single:1.
+        {
+            "CUDA_VISIBLE_DEVICES": "2",
+            "SLURM_STEP_GPUS": "2",
+            "SLURM_LOCALID": "2",
+            "SLURMD_TRES_BIND": "gpu:per_task:1",
+        },
+        {"SLURMD_TRES_BIND": "gpu:single:1", "SLURM_LOCALID": "2"},
+        {"CUDA_VISIBLE_DEVICES": "2", "SLURM_STEP_GPUS": "2", "SLURM_LOCALID": "2"},
         {"SLURM_STEP_TASKS_PER_NODE": "1", "SLURM_LOCALID": "0"},
         {"SLURM_STEP_TASKS_PER_NODE": "rubbish", "SLURM_LOCALID": "0"},
         {"SLURM_STEP_GPUS": "", "SLURM_LOCALID": "1"},  # not SLURM's choice: the user's
@@ -75,6 +84,7 @@ def test_what_is_visible_stays_where_there_is_nothing_to_divide(
     environment: dict[str, str],
 ) -> None:
     assert gpus_of_task(STEP | environment) is None
+    assert workers_per_gpu(STEP | environment, 1) == 1
 
 
 @pytest.mark.parametrize("tasks", range(1, 10))

@@ -16,6 +16,7 @@ _OWN_CGROUP = Path("/proc/self/cgroup")
 _PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 _FRACTIONS = ("XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_CLIENT_MEM_FRACTION")
 _SHARED = 0.9  # of a GPU's memory, for all workers that share it; each needs some of the rest
+_BINDS = ("SLURMD_TRES_BIND", "SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_GPU_BIND")
 _TASKS = re.compile(r"(\d+)(?:\(x(\d+)\))?")
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -66,8 +67,11 @@ def workers_per_gpu(environment: Mapping[str, str], share: int) -> int:
 def _common_gpus(environment: Mapping[str, str]) -> list[str]:
     """The GPUs that each of several tasks sees; [] where tasks see their own, or there is one."""
     visible = _names(environment.get("CUDA_VISIBLE_DEVICES", ""))
-    of_step = _names(environment.get("SLURM_STEP_GPUS", ""))
-    shown_to_all = bool(of_step) and len(visible) == len(of_step)
+    # Bound by --gpus-per-task, --gpu-bind or --ntasks-per-gpu: SLURM_STEP_GPUS are the task's then.
+    if any(environment.get(name) for name in _BINDS) or not environment.get("SLURM_STEP_GPUS"):
+        return []
+    on_node = environment.get("SLURM_GPUS_ON_NODE", "")
+    shown_to_all = len(visible) == (int(on_node) if on_node.isdecimal() else 0)
     return visible if shown_to_all and tasks_here(environment) > 1 else []
 
 
