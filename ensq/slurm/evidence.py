@@ -223,7 +223,7 @@ class Question:
         self._timeout, self._monotonic = timeout, monotonic
         self._uid = os.getuid()
         self._word = f"~{secrets.token_hex(8)}~"
-        self._rows: list[Row] = []
+        self.rows: list[Row] = []  # as far as the answer goes
         self._told: set[str] = set()
         self.has_accounting = accounting  # False once sacct is known not to answer
         self.answered = False  # whether squeue did; without that nothing is known
@@ -235,7 +235,7 @@ class Question:
     def poll(self) -> list[Row] | None:
         """The answer, as far as there is one; None while it is waited for. Never waits itself."""
         if self._child is None:
-            return self._rows
+            return self.rows
         result = self._child.result()
         if result is None and self._monotonic() - self._began <= self._timeout:
             return None
@@ -252,7 +252,7 @@ class Question:
                 self._asks_sacct = True
                 self._start(_sacct(unknown, self._word))
                 self.has_accounting = self._child is not None
-        return self._rows if self._child is None else None
+        return self.rows if self._child is None else None
 
     def close(self) -> None:
         """End a question that is under way."""
@@ -269,5 +269,7 @@ class Question:
         """Keep rows that were asked for, those of workers first."""
         self._told |= {row.label for row in rows}
         asked = [row for row in rows if row.label in self._labels]
-        others = [row for row in rows if row.label not in self._labels]
-        self._rows = [*self._rows, *asked, *others[:_MOST_OTHERS]]
+        others = [
+            row for row in rows if row.label not in self._labels and row.name.startswith(PREFIX)
+        ]
+        self.rows = [*self.rows, *asked, *others[:_MOST_OTHERS]]

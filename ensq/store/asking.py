@@ -51,7 +51,9 @@ class Asking(Reader):
 
         def work(connection: Connection, now: float) -> tuple[int | None, list[str]]:
             turn = evidence.take_turn(connection, now, cluster, who, seen)
-            labels = [] if turn is None else evidence.labels_to_ask(connection, now, cluster)
+            labels = (
+                [] if turn is None else evidence.labels_to_ask(connection, now, cluster or None)
+            )
             return turn, labels
 
         turn, labels = self._promptly(work)

@@ -45,6 +45,12 @@ FINAL = frozenset(
     )
 )
 
+
+def job_name(ensemble: str) -> str:
+    """What `ensq submit` calls the SLURM jobs of an ensemble."""
+    return f"ensq-{ensemble}"
+
+
 # ON CONFLICT stands the same in the languages of both engines.
 _FIRST = text(
     "INSERT INTO slurm_clusters (cluster, turn, asked_at, asked_by) "
@@ -207,7 +213,12 @@ def run_of(worker: WorkerInfo, said: Sequence[SlurmJob]) -> SlurmJob | None:
 
     Of a worker that was registered without its number of restarts, the newest run counts.
     """
-    runs = _candidates(worker, said)
+    runs = [
+        job
+        for job in _candidates(worker, said)
+        # An answer from before the worker began, while its job still waited, says nothing of it.
+        if not (job.state == "PENDING" and job.seen_at < worker.started_at)
+    ]
     if worker.slurm_restarts is None:
         return max(runs, key=lambda job: job.restarts, default=None)
     return next((job for job in runs if job.restarts == worker.slurm_restarts), None)
@@ -236,3 +247,17 @@ def about_lost(worker: WorkerInfo, said: Sequence[SlurmJob], now: float) -> str:
     if run is None or not -LONGEST < now - run.seen_at < LONGEST:
         return ""
     return f"; SLURM said {run.state} {max(0.0, now - run.seen_at):.0f} s before"
+
+
+def latest_waiting(
+    found: Sequence[SlurmCluster], said: Sequence[SlurmJob], name: str | None
+) -> list[SlurmJob]:
+    """Jobs of that name (of any name with None) that waited when SLURM answered last."""
+    answers = {cluster.cluster: cluster.answered_at for cluster in found}
+    return [
+        job
+        for job in said
+        # The same transaction noted both times, so clocks don't come into it.
+        if job.state == "PENDING" and job.seen_at == answers.get(job.cluster)
+        if name is None or job.name == name
+    ]

@@ -13,15 +13,13 @@ from ensq.jobs import (
     EpochRecord,
     Job,
     Result,
-    SlurmCluster,
-    SlurmJob,
     State,
     WorkerInfo,
 )
 from ensq.store import evidence, process, reads
 from ensq.store.engine import Database
 from ensq.store.target import Target
-from ensq.store.values import Event
+from ensq.store.values import Event, SlurmSaid
 
 T = TypeVar("T")
 
@@ -100,10 +98,6 @@ class Reader:
         """How many jobs are in each state; every state is a key."""
         return self._read(lambda c: reads.counts(c, ensemble_id))
 
-    def slurm_clusters(self) -> list[SlurmCluster]:
-        """When SLURM was asked last, for each cluster."""
-        return self._read(evidence.clusters)
-
-    def slurm_jobs(self) -> list[SlurmJob]:
-        """What SLURM said last of the jobs of workers, and of those that wait."""
-        return self._read(evidence.jobs_of)
+    def slurm_said(self) -> SlurmSaid:
+        """All that SLURM said last, and when it was asked."""
+        return self._read(lambda c: SlurmSaid(evidence.clusters(c), evidence.jobs_of(c)))

@@ -6,16 +6,19 @@ Nothing depends on it: whatever goes wrong here is unknown, and asked again a mi
 from __future__ import annotations
 
 import os
+import shutil
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from ensq import slurm
 from ensq.errors import DatabaseError
-from ensq.jobs import SlurmJob, WorkerInfo
+from ensq.jobs import SlurmCluster, SlurmJob, WorkerInfo
 from ensq.progress import printable
+from ensq.slurm.commands import TIMEOUT
 from ensq.slurm.evidence import Question, Row
-from ensq.store import Store
+from ensq.store import Store, evidence
 
 _LOOK = 10.0  # seconds between two looks at whose turn it is
 _LONG = 0.5  # seconds after which a database counts as one that is better left alone for …
@@ -140,3 +143,50 @@ class Watcher:
             self._store.note_slurm(cluster, self._id, answer)
         self._answer = None
         self._next_look = self._monotonic() + _LOOK
+
+
+def ask_once(store: Store, environment: Mapping[str, str] = os.environ) -> None:
+    """Ask SLURM for a person who looks now, unless somebody did within the last minute.
+
+    Takes as long as squeue, 10 s at most. Raises DatabaseError, from a store that can't be written
+    too; all else that goes wrong leaves what is known as it is.
+    """
+    if shutil.which("squeue", path=environment.get("PATH")) is None:
+        return
+    known = {cluster.cluster: cluster for cluster in store.slurm_said().clusters}
+    now = store.now()
+    # A time that lies ahead is of another clock, and says nothing.
+    if any(0 <= now - cluster.asked_at < evidence.PAUSE for cluster in known.values()):
+        return
+    guess = environment.get("SLURM_CLUSTER_NAME") or (min(known) if len(known) == 1 else "")
+    who = f"{socket.gethostname()}-{os.getpid()}-status"
+    labels = _take(store, guess, who, known)
+    if labels is None:
+        return
+    rows = _wait_for(Question(labels, environment))
+    if rows is None:
+        return
+    # Outside a job its name is known from the answer only.
+    for cluster in {row.cluster for row in rows if row.cluster} or {guess}:
+        if cluster == guess or _take(store, cluster, who, known) is not None:
+            store.note_slurm(cluster, who, jobs_from(rows, cluster))
+
+
+def _take(
+    store: Store, cluster: str, who: str, known: Mapping[str, SlurmCluster]
+) -> list[str] | None:
+    seen = known[cluster].turn if cluster in known else None
+    return store.ask_now(cluster, who, seen)
+
+
+def _wait_for(question: Question) -> list[Row] | None:
+    """The answer within 10 s, or what there is of it by then; None if squeue had none."""
+    until = time.monotonic() + TIMEOUT
+    try:
+        rows = question.poll()
+        while rows is None and time.monotonic() < until:
+            time.sleep(0.02)
+            rows = question.poll()
+        return question.rows if question.answered else None
+    finally:
+        question.close()
