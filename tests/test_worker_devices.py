@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 from collections.abc import Callable
@@ -247,3 +248,20 @@ def test_the_last_lines_are_of_the_claim_though_the_trainer_stays(
                if "out of cheese" in path.read_text()]  # fmt: skip
     assert len(with_it) == 1
     assert with_it[0].endswith("-2.log" if turns else "-1.log")
+
+
+def test_temporary_files_of_ensq_lie_beside_what_they_become() -> None:
+    """Nothing goes to /tmp, which may be small, or memory; libraries get the user's TMPDIR."""
+    root = Path(devices.__file__).parents[1]
+    calls = 0
+    for path in root.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            name = ast.unparse(node.func)
+            # TemporaryFile holds what SLURM's commands say: small, nameless, and in TMPDIR.
+            if name.startswith("tempfile.") and name != "tempfile.TemporaryFile":
+                calls += 1
+                assert "dir" in [keyword.arg for keyword in node.keywords], f"{path}:{node.lineno}"
+    assert calls >= 4
+    assert child_environment({"TMPDIR": "/scratch"})["TMPDIR"] == "/scratch"

@@ -101,6 +101,9 @@ def test_the_margin_follows_the_recorded_epochs_before_anything_was_measured(clo
     times = Timing(clock)
     times.claimed(warm=False, usual=0.5)
     assert times.margin(60.0, 3600.0) == timing.SAFETY * 1.5 + timing.FIXED
+    times.claimed(warm=False, usual=7.0)
+    assert times.margin(60.0, 3600.0) == timing.SAFETY * 21.0 + timing.FIXED
+    assert times.margin(60.0, 60.0) == 15.0  # a rough bound does not cost half a minute
 
 
 def test_the_margin_is_bounded_by_the_option_and_half_the_allocation(clock: Clock) -> None:

@@ -6,6 +6,7 @@ time limit a stop must begin, and how much time a member needs to reach its firs
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -104,9 +105,10 @@ class Timing:
             allocation: Seconds that were left when this worker began.
         """
         stop = self.stopping()
-        if stop is None:
-            return min(most, _QUARTER * allocation)
-        return min(most, _HALF * allocation, SAFETY * stop + FIXED)
+        # What others have recorded is a bound, and a rough one.
+        measured = self.stop is not None or self.end is not None
+        share = (_HALF if measured else _QUARTER) * allocation
+        return min(most, share, math.inf if stop is None else SAFETY * stop + FIXED)
 
     def need(self, usual: float | None, *, warm: bool) -> float:
         """Seconds from a claim to a saved first checkpoint.
