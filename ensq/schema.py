@@ -68,8 +68,8 @@ workers = Table(
     Column("pid", Integer, nullable=False),
     Column("pid_start", Text, nullable=False),
     Column("boot_id", Text, nullable=False),
-    # Who the worker is in SLURM. The label, as squeue prints it (120_3); a requeued job keeps it, and
-    # its number, so only the count of restarts tells one run from the next.
+    # Who the worker is in SLURM; first the label, as squeue prints it (120_3). A requeued job keeps
+    # it, and its number, so only the count of restarts tells one run from the next.
     Column("slurm_job", Text),
     Column("slurm_cluster", Text),
     Column("slurm_job_id", Text),
