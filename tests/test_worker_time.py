@@ -106,6 +106,22 @@ def test_what_was_measured_decides_about_the_next_member(
     assert said(lines, "the next member would need about")
 
 
+def test_a_lost_member_is_not_taken_over_too_late(
+    tmp_path: Path, limit: Limit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ensq.worker.timing.FIRST", 10.0)
+    queue = Queue(tmp_path)
+    with queue.worker(settings=SLOW_THIRD) as worker:
+        queue.wait(lambda job: job.epoch == 2)
+        worker.kill()
+        worker.wait()
+        limit(5.0)
+        code, lines = queue.work(settings={})
+    assert code == 75
+    assert said(lines, "the next member would need about")
+    assert queue.job.attempt == 1
+
+
 def test_a_worker_with_nothing_to_claim_does_not_speak_of_time(
     tmp_path: Path, limit: Limit
 ) -> None:

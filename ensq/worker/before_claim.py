@@ -57,11 +57,14 @@ class TimeForMembers:
     def _next(self, name: str | None) -> Job | None:
         """The member that a claim would take now; see ``ensq.store.claims``."""
         now = self._store.now()
+        states = {State.QUEUED}
+        if self._store.outlook(name).lost:
+            states.add(State.RUNNING)  # a claim takes those of lost workers back, too
         for ensemble in sorted(self._store.ensembles(), key=lambda one: one.id):
             if name is not None and ensemble.name != name:
                 continue
             jobs = self._store.jobs(ensemble.id)
-            ready = [job for job in jobs if job.state is State.QUEUED and job.not_before <= now]
+            ready = [job for job in jobs if job.state in states and job.not_before <= now]
             if ready:
                 return max(ready, key=lambda job: (_place(job), -job.index))
         return None
