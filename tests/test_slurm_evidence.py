@@ -121,6 +121,10 @@ def test_component_of_a_heterogeneous_job_goes_by_its_own_number() -> None:
     assert (found.label, found.job_id) == ("131", "131")
 
 
+def runs(*labels: str, restarts: int | None = 0) -> list[tuple[str, int | None]]:
+    return [(label, restarts) for label in labels]
+
+
 def finish(question: Question, patience: float = 20.0) -> list[Row]:
     end = time.monotonic() + patience
     while (rows := question.poll()) is None:
@@ -132,7 +136,7 @@ def finish(question: Question, patience: float = 20.0) -> list[Row]:
 
 def test_question_brings_the_jobs_asked_for_first(tmp_path: Path) -> None:
     text = row("7", job_id="7", state="PENDING") + row("120_3") + row("9", name="other")
-    question = Question(["120_3"], printing(text, tmp_path), accounting=False)
+    question = Question(runs("120_3"), printing(text, tmp_path), accounting=False)
     rows = finish(question)
     assert [found.label for found in rows] == ["120_3", "7"]
     assert question.answered
@@ -142,10 +146,10 @@ def test_name_of_a_job_can_not_pass_for_another_row(tmp_path: Path) -> None:
     """Whatever the name is, the word that ends fields is not in it: it is made up each time."""
     forged = row("120_3", state="CANCELLED").replace("@", "~00000000~")
     text = row("7", job_id="7", name=f"ensq-x\n{forged}")
-    rows = finish(Question(["120_3"], printing(text, tmp_path), accounting=False))
+    rows = finish(Question(runs("120_3"), printing(text, tmp_path), accounting=False))
     assert [found.label for found in rows] == ["7"]
     naive = row("7", job_id="7", name=f"ensq-x@\n{row('120_3', state='CANCELLED')}")
-    rows = finish(Question(["120_3"], printing(naive, tmp_path), accounting=False))
+    rows = finish(Question(runs("120_3"), printing(naive, tmp_path), accounting=False))
     assert "120_3" in {found.label for found in rows}  # who knew the word could
 
 
@@ -153,19 +157,33 @@ def test_sacct_is_asked_for_what_squeue_does_not_know(tmp_path: Path) -> None:
     printing(row("120_3"), tmp_path)
     text = sacct_row("99", job_id="99", state="NODE_FAIL")
     environment = printing(text, tmp_path, "sacct")
-    question = Question(["120_3", "99"], environment)
+    question = Question(runs("120_3", "99"), environment)
     assert seen(finish(question)) == [("120_3", 0, "RUNNING", None), ("99", 0, "NODE_FAIL", None)]
     assert question.has_accounting
+
+
+def test_sacct_is_asked_for_a_run_before_a_requeue(tmp_path: Path) -> None:
+    """As after a power cut of a node: squeue knows the next run only."""
+    printing(row("12_2", restarts=1, state="PENDING", reason="Resources"), tmp_path)
+    text = sacct_row("12_2", state="NODE_FAIL") + sacct_row("12_2", state="PENDING")
+    environment = printing(text, tmp_path, "sacct")
+    assert seen(finish(Question(runs("12_2"), environment))) == [
+        ("12_2", 1, "PENDING", "Resources"),
+        ("12_2", 0, "NODE_FAIL", None),
+    ]
+    for known in (1, None):
+        question = Question(runs("12_2", restarts=known), environment)
+        assert seen(finish(question)) == [("12_2", 1, "PENDING", "Resources")]
 
 
 def test_sacct_is_not_asked_where_squeue_failed_or_knows_all(tmp_path: Path) -> None:
     asked = tmp_path / "asked"
     stub(tmp_path, f"touch {asked}", "sacct")
-    finish(Question(["120_3"], printing(row("120_3"), tmp_path)))
-    question = Question(["120_3"], stub(tmp_path, "exit 1"))
+    finish(Question(runs("120_3"), printing(row("120_3"), tmp_path)))
+    question = Question(runs("120_3"), stub(tmp_path, "exit 1"))
     assert finish(question) == [] and not question.answered
     assert not asked.exists()
-    finish(Question(["120_3"], printing("", tmp_path)))
+    finish(Question(runs("120_3"), printing("", tmp_path)))
     assert asked.exists()
 
 
@@ -178,20 +196,20 @@ def test_accounting_that_does_not_answer_is_noted(tmp_path: Path, script: str | 
         environment["PATH"] = str(tmp_path)
         for tool in ("sed", "sh"):
             (tmp_path / tool).symlink_to(f"/bin/{tool}")
-    question = Question(["1"], environment)
+    question = Question(runs("1"), environment)
     assert finish(question) == []
     assert question.answered and not question.has_accounting
 
 
 def test_squeue_that_is_not_there_is_unknown(tmp_path: Path) -> None:
-    question = Question(["1"], {"PATH": str(tmp_path)})
+    question = Question(runs("1"), {"PATH": str(tmp_path)})
     assert question.poll() == [] and not question.answered
 
 
 def test_what_squeue_says_as_it_fails_is_not_believed(tmp_path: Path) -> None:
     environment = printing(row(), tmp_path)
     stub(tmp_path, f'sed "s/@/$word/g" {tmp_path}/squeue.txt; exit 1')
-    question = Question(["120_3"], environment)
+    question = Question(runs("120_3"), environment)
     assert finish(question) == [] and not question.answered
 
 
@@ -221,7 +239,7 @@ def started(folder: Path) -> int:
 
 
 def test_squeue_that_hangs_is_killed_with_all_that_it_started(tmp_path: Path) -> None:
-    question = Question(["1"], stub(tmp_path, HANGS), timeout=0.5)
+    question = Question(runs("1"), stub(tmp_path, HANGS), timeout=0.5)
     pid = started(tmp_path)
     began = time.monotonic()
     assert finish(question) == [] and not question.answered
@@ -230,7 +248,7 @@ def test_squeue_that_hangs_is_killed_with_all_that_it_started(tmp_path: Path) ->
 
 
 def test_question_that_is_closed_leaves_nothing_behind(tmp_path: Path) -> None:
-    question = Question(["1"], stub(tmp_path, HANGS))
+    question = Question(runs("1"), stub(tmp_path, HANGS))
     pid = started(tmp_path)
     assert not gone(pid, within=0.1)  # negative control: it is there
     question.close()
@@ -239,7 +257,7 @@ def test_question_that_is_closed_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_squeue_ends_even_if_nobody_looks_after_it(tmp_path: Path) -> None:
-    question = Question(["1"], stub(tmp_path, HANGS), timeout=0.3)
+    question = Question(runs("1"), stub(tmp_path, HANGS), timeout=0.3)
     assert gone(started(tmp_path), within=10.0)
     question.close()
 
@@ -262,7 +280,7 @@ FLOOD = 'yes "$word$word$word$word$word$word$word$word$word$word" | head -n 1000
 
 def test_flood_ends_early_and_fills_no_disk(tmp_path: Path) -> None:
     began = time.monotonic()
-    question = Question(["1"], stub(tmp_path, FLOOD), accounting=False, timeout=30.0)
+    question = Question(runs("1"), stub(tmp_path, FLOOD), accounting=False, timeout=30.0)
     assert timed(question) < 0.5
     assert time.monotonic() - began < 15
     assert question.rows == []
@@ -277,7 +295,7 @@ def million(folder: Path) -> dict[str, str]:
 
 
 def test_million_jobs_are_read_as_far_as_there_is_room(tmp_path: Path) -> None:
-    question = Question(["120_3"], million(tmp_path), accounting=False, timeout=30.0)
+    question = Question(runs("120_3"), million(tmp_path), accounting=False, timeout=30.0)
     assert timed(question) < 0.5
     assert question.rows == [] and question.answered
 
@@ -285,7 +303,7 @@ def test_million_jobs_are_read_as_far_as_there_is_room(tmp_path: Path) -> None:
 def test_file_of_an_answer_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evidence, "_MOST_BYTES", 1000)
     text = "".join(row(f"120_{number}") for number in range(100))
-    question = Question(["120_0"], printing(text, tmp_path), accounting=False)
+    question = Question(runs("120_0"), printing(text, tmp_path), accounting=False)
     rows = finish(question)
     assert 1 < len(rows) < 10 and rows[0].label == "120_0"
 
@@ -293,14 +311,14 @@ def test_file_of_an_answer_has_a_limit(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("bytes_", [b"\xff\xfe\x00\x01" * 5000, bytes(range(256)) * 50, b""])
 def test_rubbish_is_nothing(tmp_path: Path, bytes_: bytes) -> None:
     (tmp_path / "rubbish").write_bytes(bytes_)
-    question = Question(["1"], stub(tmp_path, f"cat {tmp_path}/rubbish"), accounting=False)
+    question = Question(runs("1"), stub(tmp_path, f"cat {tmp_path}/rubbish"), accounting=False)
     assert finish(question) == []
 
 
 def test_labels_that_are_none_are_not_put_on_a_command_line(tmp_path: Path) -> None:
     printing("", tmp_path)
     environment = stub(tmp_path, f'echo "$@" > {tmp_path}/arguments', "sacct")
-    finish(Question(["7", "--help", "1;rm", "120_3"], environment))
+    finish(Question(runs("7", "--help", "1;rm", "120_3"), environment))
     arguments = (tmp_path / "arguments").read_text()
     assert "--jobs=120_3,7 " in arguments and "--help" not in arguments
 
@@ -313,7 +331,7 @@ def test_settings_of_people_for_their_own_squeue_are_not_passed_on() -> None:
 
 def test_most_rows_are_a_bounded_number(tmp_path: Path) -> None:
     text = "".join(row(f"55_{number}") for number in range(1000)) + row("120_3")
-    rows = finish(Question(["120_3"], printing(text, tmp_path), accounting=False))
+    rows = finish(Question(runs("120_3"), printing(text, tmp_path), accounting=False))
     assert rows[0].label == "120_3"
     assert len(rows) == 1 + evidence._MOST_OTHERS
 
@@ -321,7 +339,7 @@ def test_most_rows_are_a_bounded_number(tmp_path: Path) -> None:
 def test_question_takes_no_descriptors(tmp_path: Path, leak: Callable[[], int]) -> None:
     before = leak()
     for script in ("exit 0", "exit 1", "kill -9 $$"):
-        finish(Question(["1"], stub(tmp_path, script)))
+        finish(Question(runs("1"), stub(tmp_path, script)))
     assert leak() == before
 
 

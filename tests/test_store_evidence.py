@@ -237,7 +237,7 @@ def labels(store: Store) -> list[str]:
     known = {found.cluster: found.turn for found in store.slurm_said().clusters}
     found = store.ask_now("lab", "asker", known.get("lab"))
     assert found is not None
-    return sorted(found)
+    return sorted(run.label for run in found)
 
 
 def test_jobs_of_workers_that_may_live_are_asked_about(engine_url: str) -> None:
@@ -264,6 +264,8 @@ def test_jobs_that_have_ended_are_not_asked_about_again(engine_url: str) -> None
         assert labels(store) == ["2"]
         answer(store, said("1", "RUNNING", restarts=1))
         assert labels(store) == ["2"]
+        store.register_worker(in_slurm("w3", "1", slurm_restarts=1))
+        assert sorted(store.ask_now("lab", "x", 4) or []) == [("1", 1), ("2", 0)]
 
 
 # What is kept
@@ -328,6 +330,7 @@ def test_answer_from_while_the_job_waited_says_nothing_of_its_worker() -> None:
         ([said(state="NODE_FAIL")], "; SLURM says NODE_FAIL"),
         ([said(state="RUNNING")], "; SLURM said RUNNING 61 s before"),
         ([said(), said(state="PENDING", restarts=1)], "; SLURM has requeued its job (PENDING)"),
+        ([said(state="NODE_FAIL"), said(state="PENDING", restarts=1)], "; SLURM says NODE_FAIL"),
         ([said(state="NODE_FAIL", job_id="9")], ""),
         ([said("7", "NODE_FAIL")], ""),
     ],

@@ -70,7 +70,8 @@ class SlurmView:
         run = evidence.run_of(worker, self._said.jobs)
         after = evidence.run_after(worker, self._said.jobs)
         if after is not None:
-            return f"requeued: {self._words(after)}"
+            ended = f"{run.state}, " if run is not None and evidence.is_over(run) else ""
+            return f"{ended}requeued: {self._words(after)}"
         return "unknown" if run is None else self._words(run)
 
     def of_worker_json(self, worker: WorkerInfo) -> dict[str, Any] | None:

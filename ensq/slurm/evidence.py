@@ -16,7 +16,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO
@@ -210,21 +210,24 @@ class Question:
 
     def __init__(
         self,
-        labels: Collection[str],
+        runs: Iterable[tuple[str, int | None]],
         environment: Mapping[str, str] = os.environ,
         *,
         accounting: bool = True,
         timeout: float = commands.TIMEOUT,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``labels``: the jobs to know of; jobs named ensq-… are told as well. Never raises."""
-        self._labels = {label for label in labels if _LABEL.fullmatch(label)}
+        """``runs`` to know of (label, restarts); jobs named ensq-… are told as well. Never raises.
+
+        A run that was requeued since is one that squeue no longer knows.
+        """
+        self._runs = [run for run in runs if _LABEL.fullmatch(run[0])]
+        self._labels = {label for label, _ in self._runs}
         self._environment = plain(environment)
         self._timeout, self._monotonic = timeout, monotonic
         self._uid = os.getuid()
         self._word = f"~{secrets.token_hex(8)}~"
         self.rows: list[Row] = []  # as far as the answer goes
-        self._told: set[str] = set()
         self.has_accounting = accounting  # False once sacct is known not to answer
         self.answered = False  # whether squeue did; without that nothing is known
         self._asks_sacct = False
@@ -247,7 +250,7 @@ class Question:
         elif succeeded:
             self.answered = True
             self._add(parse_squeue(text, self._word, self._uid, self._labels))
-            unknown = sorted(self._labels - self._told)[:_MOST_ASKED]
+            unknown = self._unknown()
             if unknown and self.has_accounting:
                 self._asks_sacct = True
                 self._start(_sacct(unknown, self._word))
@@ -265,9 +268,16 @@ class Question:
         with suppress(OSError, ValueError):
             self._child = _Child(command, self._environment, self._timeout)
 
+    def _unknown(self) -> list[str]:
+        """Jobs of which squeue did not tell the run that is asked for."""
+        told: set[tuple[str, int | None]] = {(row.label, row.restarts) for row in self.rows}
+        told |= {(row.label, None) for row in self.rows}
+        return sorted({run[0] for run in self._runs if run not in told})[:_MOST_ASKED]
+
     def _add(self, rows: Sequence[Row]) -> None:
-        """Keep rows that were asked for, those of workers first."""
-        self._told |= {row.label for row in rows}
+        """Keep rows that were asked for, those of workers first; squeue's before sacct's."""
+        told = {(row.label, row.restarts) for row in self.rows}
+        rows = [row for row in rows if (row.label, row.restarts) not in told]
         asked = [row for row in rows if row.label in self._labels]
         others = [
             row for row in rows if row.label not in self._labels and row.name.startswith(PREFIX)

@@ -11,6 +11,7 @@ from ensq.jobs import SlurmJob
 from ensq.store import evidence
 from ensq.store.engine import Database
 from ensq.store.reader import Reader
+from ensq.store.values import Run
 
 T = TypeVar("T")
 
@@ -36,8 +37,8 @@ class Asking(Reader):
         if self._prompt is not None:
             self._prompt.close()
 
-    def may_ask(self, cluster: str, who: str) -> list[str] | None:
-        """The jobs that this worker may ask SLURM about now; None if it is not its turn.
+    def may_ask(self, cluster: str, who: str) -> list[Run] | None:
+        """The runs of jobs that this worker may ask SLURM about now; None if it is not its turn.
 
         One worker of a cluster is told so in a minute, by the clocks of those that look.
         """
@@ -46,21 +47,20 @@ class Asking(Reader):
             return None
         return self.ask_now(cluster, who, turn)
 
-    def ask_now(self, cluster: str, who: str, seen: int | None) -> list[str] | None:
+    def ask_now(self, cluster: str, who: str, seen: int | None) -> list[Run] | None:
         """The same without a look at the time; ``seen`` is the turn that must not have moved."""
 
-        def work(connection: Connection, now: float) -> tuple[int | None, list[str]]:
+        def work(connection: Connection, now: float) -> tuple[int | None, list[Run]]:
             turn = evidence.take_turn(connection, now, cluster, who, seen)
-            labels = (
-                [] if turn is None else evidence.labels_to_ask(connection, now, cluster or None)
-            )
-            return turn, labels
+            if turn is None:
+                return None, []
+            return turn, evidence.runs_to_ask(connection, now, cluster or None)
 
-        turn, labels = self._promptly(work)
+        turn, runs = self._promptly(work)
         if turn is None:
             return None
         self._turns.own[cluster] = turn
-        return labels
+        return runs
 
     def note_slurm(self, cluster: str, who: str, rows: Sequence[SlurmJob]) -> bool:
         """Keep SLURM's answer for all; False if it came so late that others have asked since."""

@@ -29,11 +29,12 @@ from sqlalchemy import (
 from ensq.jobs import SlurmCluster, SlurmJob, State, WorkerInfo
 from ensq.schema import jobs, slurm_clusters, slurm_jobs, workers
 from ensq.store.rows import to_slurm_cluster, to_slurm_job, to_worker
+from ensq.store.values import Run
 
 PAUSE = 60.0  # seconds between two questions about a cluster
 LONGEST = 300.0  # an answer that is older may be of a time when the job's state was another
 MOST_JOBS = 2000  # rows of one answer that are kept, those of workers first
-_MOST_LABELS = 1000  # workers that are asked about at a time, those seen last first
+_MOST_WORKERS = 1000  # workers that are asked about at a time, those seen last first
 _DAY = 86400.0  # more than clocks are apart
 _WEEK = 7 * _DAY
 
@@ -119,8 +120,8 @@ def take_turn(
     return wanted if mine == who else None
 
 
-def labels_to_ask(connection: Connection, now: float, cluster: str | None) -> list[str]:
-    """Jobs of workers that have not signed off, unless SLURM said how they ended.
+def runs_to_ask(connection: Connection, now: float, cluster: str | None) -> list[Run]:
+    """Runs of the jobs of workers that have not signed off, unless SLURM said how they ended.
 
     Workers that died never sign off, so those that were not seen for a day are left out, unless
     they hold a job. ``cluster=None``: of all clusters.
@@ -131,7 +132,7 @@ def labels_to_ask(connection: Connection, now: float, cluster: str | None) -> li
         .where(workers.c.ended_at.is_(None), workers.c.slurm_job.is_not(None))
         .where(or_(workers.c.last_seen > now - _DAY, holds))
         .order_by(workers.c.last_seen.desc(), workers.c.id)
-        .limit(_MOST_LABELS)
+        .limit(_MOST_WORKERS)
     )
     if cluster is not None:
         of = workers.c.slurm_cluster
@@ -139,7 +140,8 @@ def labels_to_ask(connection: Connection, now: float, cluster: str | None) -> li
     found = [to_worker(row) for row in connection.execute(query)]
     said = jobs_of(connection, {worker.slurm_job for worker in found if worker.slurm_job})
     open_ = [worker for worker in found if not is_over(run_of(worker, said))]
-    return list(dict.fromkeys(worker.slurm_job for worker in open_ if worker.slurm_job))
+    runs = (Run(one.slurm_job, one.slurm_restarts) for one in open_ if one.slurm_job)
+    return list(dict.fromkeys(runs))
 
 
 def note(

@@ -104,3 +104,10 @@ class SlurmSaid(NamedTuple):
 
     clusters: list[SlurmCluster]
     jobs: list[SlurmJob]
+
+
+class Run(NamedTuple):
+    """A run of a SLURM job that a worker is part of."""
+
+    label: str
+    restarts: int | None  # None where the worker doesn't know

@@ -19,6 +19,7 @@ from ensq.progress import printable
 from ensq.slurm.commands import TIMEOUT
 from ensq.slurm.evidence import Question, Row
 from ensq.store import Store, evidence
+from ensq.store.values import Run
 
 _LOOK = 10.0  # seconds between two looks at whose turn it is
 _LONG = 0.5  # seconds after which a database counts as one that is better left alone for …
@@ -116,10 +117,10 @@ class Watcher:
 
     def _look(self, cluster: str) -> None:
         self._next_look = self._monotonic() + _LOOK
-        labels = self._store.may_ask(cluster, self._id)
-        if labels is not None:
+        runs = self._store.may_ask(cluster, self._id)
+        if runs is not None:
             self._question = Question(
-                labels,
+                runs,
                 self._environment,
                 accounting=self._accounting,
                 monotonic=self._monotonic,
@@ -160,10 +161,10 @@ def ask_once(store: Store, environment: Mapping[str, str] = os.environ) -> None:
         return
     guess = environment.get("SLURM_CLUSTER_NAME") or (min(known) if len(known) == 1 else "")
     who = f"{socket.gethostname()}-{os.getpid()}-status"
-    labels = _take(store, guess, who, known)
-    if labels is None:
+    runs = _take(store, guess, who, known)
+    if runs is None:
         return
-    rows = _wait_for(Question(labels, environment))
+    rows = _wait_for(Question(runs, environment))
     if rows is None:
         return
     # Outside a job its name is known from the answer only.
@@ -174,7 +175,7 @@ def ask_once(store: Store, environment: Mapping[str, str] = os.environ) -> None:
 
 def _take(
     store: Store, cluster: str, who: str, known: Mapping[str, SlurmCluster]
-) -> list[str] | None:
+) -> list[Run] | None:
     seen = known[cluster].turn if cluster in known else None
     return store.ask_now(cluster, who, seen)
 
