@@ -58,6 +58,8 @@ RULES: dict[str, frozenset[str]] = {
             "ensq.faults ensq.config ensq.data ensq.progress"
         ),
         "ensq.local": "ensq.worker ensq.errors",
+        # JAX is asked in a child process.
+        "ensq.doctor": "ensq ensq.doctor ensq.errors ensq.schema ensq.slurm ensq.store",
         "ensq.progress": "ensq.jobs ensq.text",
         "ensq.selection": "numpy ensq.jobs",
         # Fits of priors: numbers; files; pictures (matplotlib is imported when one is drawn).
@@ -82,7 +84,7 @@ RULES: dict[str, frozenset[str]] = {
             "ensq.train"
         ),
         "ensq.cli": (
-            "ensq.boltzmann ensq.plots ensq.priorfiles "
+            "ensq.boltzmann ensq.doctor ensq.plots ensq.priorfiles "
             "click ensq ensq.cli ensq.config ensq.enqueue ensq.errors ensq.exports ensq.finalize "
             "ensq.jobs ensq.local ensq.migrate ensq.progress ensq.reexport ensq.rundir ensq.store "
             "ensq.text ensq.worker"

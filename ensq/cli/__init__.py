@@ -31,6 +31,7 @@ _COMMANDS = {
     "config": ("config", "Check a configuration, or show it in full."),
     "priors": ("priors", "Fit priors to data by Boltzmann inversion."),
     "db": ("db", "Check, back up or upgrade the database."),
+    "doctor": ("doctor", "Look at machine, database and SLURM."),
 }
 
 
