@@ -255,7 +255,9 @@ def moving_squeue(folder: Path, first: str, then: str, monkeypatch: pytest.Monke
     path.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "77")
+    # It asks every minute and looks every 5 s; the limits here are as much shorter.
     monkeypatch.setattr(DeadlineWatch, "_next_pause", lambda watch: 0.2)
+    monkeypatch.setattr("ensq.worker.stopping._LONGEST", 0.1)
 
 
 @pytest.mark.parametrize("asks", [True, False], ids=["asks again", "does not"])
