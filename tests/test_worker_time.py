@@ -244,13 +244,22 @@ def test_other_interruptions_keep_their_words(tmp_path: Path, limit: Limit) -> N
 # A limit that is moved
 
 
-def moving_squeue(folder: Path, first: str, then: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A squeue that says ``first`` once, and ``then`` from then on; asked all the time."""
+def moving_squeue(folder: Path, first: int, then: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A squeue by which ``first`` seconds are left; the next time the end lies ``then`` ahead."""
     folder.mkdir()
     path = folder / "squeue"
     path.write_text(
-        f'#!/bin/sh\nif test -e "{folder}/asked"; then echo {then}; '
-        f'else touch "{folder}/asked"; echo {first}; fi\n'
+        f'''#!/bin/sh
+cd "{folder}"
+left={first}
+if test -e asked; then
+    test -e end || echo $(($(date +%s) + {then})) > end
+    left=$(($(cat end) - $(date +%s)))
+    test $left -ge 0 || left=0
+fi
+touch asked
+printf '%d:%02d\\n' $((left / 60)) $((left % 60))
+'''
     )
     path.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
@@ -264,7 +273,7 @@ def moving_squeue(folder: Path, first: str, then: str, monkeypatch: pytest.Monke
 def test_a_limit_that_was_moved_back_stops_no_training(
     tmp_path: Path, limit: Limit, monkeypatch: pytest.MonkeyPatch, asks: bool
 ) -> None:
-    moving_squeue(tmp_path / "bin", "0:04", "1:00:00", monkeypatch)
+    moving_squeue(tmp_path / "bin", 4, 3600, monkeypatch)
     if not asks:
         monkeypatch.setattr(DeadlineWatch, "poll", lambda watch: None)
     queue = Queue(tmp_path)
@@ -277,12 +286,12 @@ def test_a_limit_that_was_moved_back_stops_no_training(
 def test_a_limit_that_was_moved_forward_is_kept(
     tmp_path: Path, limit: Limit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    moving_squeue(tmp_path / "bin", "1:00:00", "0:03", monkeypatch)
+    moving_squeue(tmp_path / "bin", 3600, 3, monkeypatch)
     queue = Queue(tmp_path)
     slow = {"do": "slow", "epoch": 3, "attempt": 1}
     began = time.monotonic()
     code, lines = queue.work(slow, settings={"slow_seconds": 20.0})
-    assert code == 75, lines
+    assert code == 75, "\n".join(lines)
     assert time.monotonic() - began < 15.0
     assert queue.job.checkpoint is not None
     assert said(lines, TIME_LIMIT)
