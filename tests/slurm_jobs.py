@@ -1,0 +1,289 @@
+"""Ensembles that jobs of a SLURM cluster train, and what must hold of them afterwards."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shlex
+import sqlite3
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import worker_tools
+from ensemble_tools import clean_environment, ensq, write_config
+from slurm_cluster import Cluster, until
+
+from ensq.jobs import Attempt, Job, Outcome, State, WorkerInfo
+from ensq.rundir import RunDir
+from ensq.store import Store, check, check_files
+
+HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent / "scripts"))
+
+from chaos_parts import checks  # noqa: E402
+
+LEASE = 5.0  # seconds; as short as may be
+
+# What a batch script for workers does: it passes signals on, and requeues itself, once, when the
+# worker left with work undone; not if the signal came to itself, since SLURM knows then what it does.
+SCRIPT = r"""#!/bin/bash
+#SBATCH --job-name=ensq-test
+#SBATCH --output=%x-%A_%a.out
+#SBATCH --open-mode=append
+#SBATCH --requeue
+DIRECTIVES
+told=
+worker=
+pass_on() {
+    interrupted=1
+    [ "$1" != TERM ] || told=1
+    [ -z "$worker" ] || kill "-$1" "$worker" 2>/dev/null
+}
+trap 'pass_on TERM' TERM
+trap 'pass_on USR1' USR1
+trap 'pass_on USR2' USR2
+echo "begin, restarts ${SLURM_RESTART_COUNT:-0} on $SLURMD_NODENAME"
+BEFORE
+srun --kill-on-bad-exit=0 WORKER &
+worker=$!
+while :; do
+    interrupted=
+    wait "$worker"
+    code=$?
+    [ -n "$interrupted" ] || break
+done
+echo "worker left with $code"
+[ "$code" = 75 ] || exit "$code"
+[ -z "$told" ] || exit 75
+REQUEUE
+exit 75
+"""
+REQUEUE = r"""
+me=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
+scontrol requeue "$me" && echo "requeued" && exit 75
+"""
+
+
+def script(
+    folder: Path,
+    worker: Sequence[str],
+    *directives: str,
+    before: str = "",
+    requeue: bool = True,
+) -> Path:
+    """A batch script in a folder, whose tasks run a command."""
+    text = SCRIPT.replace("DIRECTIVES", "\n".join(f"#SBATCH {line}" for line in directives))
+    text = text.replace("BEFORE", before).replace("WORKER", shlex.join(worker))
+    path = folder / "job.sh"
+    path.write_text(text.replace("REQUEUE", REQUEUE if requeue else ""))
+    return path
+
+
+class Ensemble:
+    """A database with ensembles, and jobs of workers for it."""
+
+    worker: tuple[str, ...] = (sys.executable, "-m", "ensq.cli", "worker")
+
+    def __init__(self, cluster: Cluster, folder: Path) -> None:
+        self.cluster = cluster
+        self.folder = folder
+        self.url = str(folder / "ensq.db")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of the jobs, besides that of the cluster."""
+        cache = clean_environment()["JAX_COMPILATION_CACHE_DIR"]
+        # Where ensq comes from, wherever the job runs.
+        paths = {"PYTHONPATH": str(HERE.parent), "JAX_COMPILATION_CACHE_DIR": cache}
+        return paths | {"ENSQ_DB": self.url, "PYTHONUNBUFFERED": "1", "JAX_PLATFORMS": "cpu"}
+
+    def submit(
+        self,
+        *directives: str,
+        options: Sequence[str] = (),
+        before: str = "",
+        requeue: bool = True,
+        environment: Mapping[str, str] | None = None,
+    ) -> str:
+        """Submit a job of workers with ``options``; its id."""
+        worker = [*self.worker, "--lease", f"{LEASE:g}", *options]
+        path = script(self.folder, worker, *directives, before=before, requeue=requeue)
+        return self.cluster.submit(path, **self.environment, **(environment or {}))
+
+    # What the database says
+
+    def jobs(self, name: str | None = None) -> list[Job]:
+        with Store.open(self.url, read_only=True) as store:
+            ensembles = [one for one in store.ensembles() if name in (None, one.name)]
+            return [job for one in ensembles for job in store.jobs(one.id)]
+
+    def attempts(self, job: Job | None = None) -> list[Attempt]:
+        """Of a member, the first one if not said."""
+        with Store.open(self.url, read_only=True) as store:
+            return store.attempts((job or self.jobs()[0]).id)
+
+    def outcomes(self, job: Job | None = None) -> list[str]:
+        return [str(attempt.outcome) for attempt in self.attempts(job)]
+
+    def workers(self) -> dict[str, WorkerInfo]:
+        """All workers that had a member."""
+        names = {attempt.worker_id for job in self.jobs() for attempt in self.attempts(job)}
+        with Store.open(self.url, read_only=True) as store:
+            return store.workers(names)
+
+    def epochs_done(self) -> int:
+        return sum(job.epoch for job in self.jobs())
+
+    def wait_epochs(self, count: int, seconds: float = 60) -> None:
+        """Wait until so many epochs are recorded, of all members together."""
+        self.wait(lambda: self.epochs_done() >= count, f"{count} epochs", seconds)
+
+    def wait_done(self, seconds: float = 120) -> None:
+        """Wait until every member is done."""
+        self.wait(
+            lambda: all(job.state is State.DONE for job in self.jobs()), "all members", seconds
+        )
+
+    def wait(self, condition: Any, what: str, seconds: float) -> None:
+        try:
+            until(condition, what, seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.cluster.jobs()}\n{self.said()}") from None
+
+    def freeze(self, node: str) -> None:
+        """Freeze a node, but not amid a transaction: it would hold the file's lock."""
+        while True:
+            self.cluster.node("freeze", node)
+            holder = sqlite3.connect(self.url, timeout=1.0, isolation_level=None)
+            try:
+                holder.execute("BEGIN EXCLUSIVE")
+                return
+            except sqlite3.OperationalError:
+                self.cluster.node("thaw", node)
+            finally:
+                holder.close()
+
+    # What the jobs said
+
+    def said(self) -> str:
+        """All output of all jobs."""
+        return "\n".join(path.read_text() for path in sorted(self.folder.glob("*.out")))
+
+    def logs(self, name: str) -> list[str]:
+        """The logs of trainers, each with the headline of its worker."""
+        folder = self.folder / "runs" / name / "logs"
+        return [path.read_text() for path in sorted(folder.glob("*.log"))]
+
+    # What must hold
+
+    def require_sound(self) -> None:
+        """Every member is done, once, as if nothing had happened; nothing runs any more."""
+        assert check(self.url) == []
+        assert check_files(self.url) == []
+        queue = checks.Queue.read(self.url)
+        assert [job.state for job in queue.jobs] == [State.DONE] * len(queue.jobs), queue.jobs
+        assert checks._each_once(queue).problems == []
+        assert self.other_bits() == []
+        assert sum(job.failures + job.crashes for job in queue.jobs) == 0, queue.attempts
+        for sign in ("Traceback", "this is a fault of ensq"):
+            assert sign not in self.said(), self.said()
+        self.require_nobody()
+
+    def other_bits(self) -> list[str]:
+        """Where results or losses differ from those of an undisturbed run."""
+        raise NotImplementedError
+
+    def require_nobody(self) -> None:
+        until(lambda: not self.cluster.processes(), "the end of all processes of jobs", 20)
+
+
+class Fake(Ensemble):
+    """Trained by the fake trainer, whose epochs take as long as is said."""
+
+    worker = (sys.executable, str(HERE / "slurm_worker.py"), "worker")
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        folder: Path,
+        *,
+        seeds: int = 1,
+        epochs: int = 5,
+        names: Sequence[str] = (worker_tools.NAME,),
+        **settings: Any,
+    ) -> None:
+        super().__init__(cluster, folder)
+        self.settings = settings
+        queue = worker_tools.Queue(folder, seeds=0, epochs=epochs)
+        for name in names:
+            queue.add(name, seeds)
+        queue.store.close()
+        self.epochs, self.seeds, self.names = epochs, seeds, names
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return super().environment | {"FAKE_TRAINER": json.dumps(self.settings)}
+
+    def other_bits(self) -> list[str]:
+        calm = undisturbed(self.seeds, self.epochs)
+        found = []
+        for name in self.names:
+            for job in self.jobs(name):
+                run = RunDir.of(self.folder, f"runs/{name}")
+                if run.inside(job.result_path or "").read_bytes() != calm[job.seed]:
+                    found.append(f"{name}, seed {job.seed}: other bits in the result")
+        return found
+
+
+class Real(Ensemble):
+    """A tiny model, trained by the real trainer through the command line."""
+
+    def __init__(
+        self, cluster: Cluster, folder: Path, *, seeds: int = 1, epochs: int, slower: int = 1
+    ) -> None:
+        """``slower``: so many times the frames in an epoch, for one that takes its time."""
+        super().__init__(cluster, folder)
+        self.seeds = seeds
+        self.options = ("--set", f"training.stages.0.epochs={epochs - 1}")
+        write_config(folder, seeds)
+        done = self.ensq("enqueue", "tiny.yaml", *self.options)
+        assert done.returncode == 0, done.stderr
+
+    def ensq(self, *arguments: str) -> Any:
+        return ensq(*arguments, cwd=self.folder, ENSQ_DB=self.url)
+
+    @functools.cached_property
+    def calm(self) -> str:
+        """The database of the same training, undisturbed."""
+        folder = self.folder / "calm"
+        write_config(folder, self.seeds)
+        done = ensq("run", "tiny.yaml", *self.options, "--workers", "1", cwd=folder)
+        assert done.returncode == 0, done.stderr
+        return str(folder / "ensq.db")
+
+    def other_bits(self) -> list[str]:
+        problems = checks._same_bits(checks.Queue.read(self.url), checks.Queue.read(self.calm))
+        found: list[str] = problems.problems
+        return found
+
+
+@functools.cache
+def undisturbed(seeds: int, epochs: int) -> dict[int, bytes]:
+    """What the fake trainer's results are if nothing happens, by seed."""
+    with tempfile.TemporaryDirectory() as name:
+        queue = worker_tools.Queue(Path(name), seeds=seeds, epochs=epochs)
+        try:
+            code, lines = queue.work(settings={})
+            assert code == 0, lines
+            run = RunDir(queue.run_folder)
+            return {job.seed: run.inside(job.result_path or "").read_bytes() for job in queue.jobs}
+        finally:
+            queue.store.close()
+
+
+def outcomes_of(*names: str) -> list[str]:
+    """Outcomes of attempts by name, of which a misspelt one is an error."""
+    return [str(Outcome(name)) for name in names]

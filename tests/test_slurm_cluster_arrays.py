@@ -1,0 +1,82 @@
+"""Arrays of workers on a real SLURM cluster: who gets what."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from slurm_cluster import Cluster
+from slurm_jobs import Fake
+
+HEADLINE = re.compile(r"host (\S+), SLURM job (\S+), .*\n.*CUDA_VISIBLE_DEVICES (\S+);")
+
+
+def devices(place: Fake, name: str = "e") -> set[tuple[str, str, str]]:
+    """Job, node and GPUs as the workers' logs begin with them."""
+    found = set()
+    for text in place.logs(name):
+        match = HEADLINE.search(text)
+        assert match is not None, text
+        found.add((match[2], match[1], match[3]))
+    return found
+
+
+def test_array_of_four_workers_on_four_nodes_drains_eight_seeds(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    place = Fake(cluster, tmp_path, seeds=8, epochs=4, epoch_seconds=0.8)
+    # As much memory as a node has half of, so that no two workers of one array share a GPU's node.
+    job = place.submit("--array=0-3", "--gres=gpu:1", "--mem=3000")
+    found = cluster.wait_ended(job)
+    assert {(one.state, one.exit_code) for one in found} == {("COMPLETED", "0:0")}, place.said()
+    place.require_sound()
+    used = devices(place)
+    assert len(used) == 4, used
+    assert {where for where, _, _ in used} == {f"{job}_{index}" for index in range(4)}
+    assert all(gpus in {"0", "1"} for _, _, gpus in used), used
+    assert len({one.node for one in found}) == 4
+    assert {one.slurm_node for one in place.workers().values()} == set(cluster.nodes)
+
+
+@pytest.mark.parametrize(
+    "gpus", [("--gpus-per-task=1",), ("--gres=gpu:2",)], ids=["of-tasks", "of-the-node"]
+)
+def test_two_tasks_on_each_of_four_nodes_have_eight_devices(
+    cluster: Cluster, tmp_path: Path, gpus: tuple[str, ...]
+) -> None:
+    """GPUs that SLURM binds to tasks, and those of a node that tasks divide among themselves."""
+    place = Fake(cluster, tmp_path, seeds=8, epochs=2)
+    job = place.submit(
+        "--array=0-3", "--ntasks=2", "--mem=3000", *gpus, options=("--max-jobs", "1")
+    )
+    found = cluster.wait_ended(job)
+    assert {one.state for one in found} == {"COMPLETED"}, place.said()
+    place.require_sound()
+    # One GPU each, the nodes' names beside it: where all share the host's name, jobs tell nodes.
+    used = devices(place)
+    assert len(used) == 8, used
+    assert {gpu for _, _, gpu in used} == {"0", "1"}, used
+    infos = list(place.workers().values())
+    assert len(infos) == 8
+    assert {one.slurm_proc for one in infos} == {"0", "1"}
+    assert len({(one.slurm_node, one.slurm_proc) for one in infos}) == 8
+    assert len({one.slurm_job_id for one in infos}) == 4
+    assert {one.slurm_cluster for one in infos} == {"lab"}
+
+
+def test_two_arrays_train_two_ensembles_at_once(cluster: Cluster, tmp_path: Path) -> None:
+    place = Fake(cluster, tmp_path, seeds=4, epochs=4, epoch_seconds=0.4, names=("one", "two"))
+    arrays = {
+        name: place.submit("--array=0-1", "--gres=gpu:1", options=("--name", name))
+        for name in ("one", "two")
+    }
+    for job in arrays.values():
+        assert {one.state for one in cluster.wait_ended(job)} == {"COMPLETED"}, place.said()
+    place.require_sound()
+    for name, job in arrays.items():
+        theirs = [place.attempts(one)[-1].worker_id for one in place.jobs(name)]
+        infos = place.workers()
+        assert {infos[worker].slurm_job for worker in theirs} <= {f"{job}_0", f"{job}_1"}
+    used = devices(place, "one") | devices(place, "two")
+    assert len(used) == len({(node, gpu) for _, node, gpu in used}) == 4, used
