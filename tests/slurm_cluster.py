@@ -175,7 +175,7 @@ class Cluster:
         return found
 
     def wait_ended(self, job_id: str, seconds: float = 90) -> list[Job]:
-        """Wait until a job has ended for good: a job that is requeued passes through such states."""
+        """Wait until a job has ended for good: one that is requeued passes through such states."""
         while True:
             found = self.wait(job_id, lambda job: job.ended, seconds)
             time.sleep(0.5)
@@ -205,15 +205,15 @@ class Cluster:
             return sorted(mine)
         return sorted(mine & {int(pid) for pid in self.node("pids", name).split()})
 
-    def stop_controller(self) -> None:
-        """Kill slurmctld."""
+    def stop_controller(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """Stop slurmctld. By SIGKILL it forgets what it did in the last seconds."""
         pid = int((self.base / "run/slurmctld.pid").read_text())
-        os.kill(pid, signal.SIGKILL)
-        until(lambda: not Path(f"/proc/{pid}").exists(), "the end of slurmctld", 5)
+        os.kill(pid, number)
+        until(lambda: not Path(f"/proc/{pid}").exists(), "the end of slurmctld", 20)
 
     def start_controller(self) -> None:
         self.run("slurmctld", "-f", self.base / "etc/slurm.conf")
-        until(lambda: self._ping(), "slurmctld to answer", 20)
+        until(self._ping, "slurmctld to answer", 20)
 
     def _ping(self) -> bool:
         done = subprocess.run(
@@ -231,13 +231,19 @@ class Cluster:
         for name in self.nodes:
             if not self._has_slurmd(name):
                 self.node("start", name)
-        until(lambda: self._all_idle(), "all nodes to be idle", 40)
+        try:
+            until(self._all_up, "all nodes to be up", 40)
+        except AssertionError as error:
+            states = self.run("sinfo", "-N", "-p", "main", "-o", "%N %T %E")
+            log = (self.base / "log/slurmctld.log").read_text()
+            raise AssertionError(f"{error}:\n{states}{log[-3000:]}") from None
 
     def _end_jobs(self) -> None:
         for options in ([], ["--signal=KILL"]):
             left = {job.job_id for job in self.jobs() if not job.ended}
-            if left:
-                self.run("scancel", *options, *left)
+            if left:  # one of them may have ended
+                command = ["scancel", "--quiet", *options, *left]
+                subprocess.run(command, env=self.environment, timeout=30, capture_output=True)
         for pid in self.processes():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -250,12 +256,13 @@ class Cluster:
                     return True
         return False
 
-    def _all_idle(self) -> bool:
+    def _all_up(self) -> bool:
+        # Some may be called "mixed" without a job: that is worked out again only if a node changes.
         states = {name: self.node_state(name) for name in self.nodes}
         for name, state in states.items():
             if state.startswith(("down", "drain")) and not state.endswith("*"):
                 self.run("scontrol", "update", f"NodeName={name}", "State=RESUME")
-        return set(states.values()) == {"idle"}
+        return set(states.values()) <= {"idle", "mixed", "allocated"}
 
     def _script(self, name: str, *arguments: object, **knobs: str) -> str:
         log = self.base / "scripts.log"

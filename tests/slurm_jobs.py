@@ -28,7 +28,7 @@ from chaos_parts import checks  # noqa: E402
 LEASE = 5.0  # seconds; as short as may be
 
 # What a batch script for workers does: it passes signals on, and requeues itself, once, when the
-# worker left with work undone; not if the signal came to itself, since SLURM knows then what it does.
+# worker left with work undone; not if SIGTERM came to itself, since SLURM knows then what it does.
 SCRIPT = r"""#!/bin/bash
 #SBATCH --job-name=ensq-test
 #SBATCH --output=%x-%A_%a.out
