@@ -25,6 +25,11 @@ sys.path.append(str(HERE.parent / "scripts"))
 
 from chaos_parts import checks  # noqa: E402
 
+# For an epoch that takes some hundredths of a second, and a last one that does not diverge.
+SLOWER = (
+    *("training.batch_per_device=1", "model.allegro.n_channels=32", "model.allegro.max_ell=1"),
+    *("model.allegro.mlp_n_hidden=64", "optimizer.lion.lr=0.0001"),
+)
 LEASE = 5.0  # seconds; as short as may be
 
 # What a batch script for workers does: it passes signals on, and requeues itself, once, when the
@@ -35,6 +40,7 @@ SCRIPT = r"""#!/bin/bash
 #SBATCH --open-mode=append
 #SBATCH --requeue
 DIRECTIVES
+me=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
 told=
 worker=
 pass_on() {
@@ -61,10 +67,7 @@ echo "worker left with $code"
 REQUEUE
 exit 75
 """
-REQUEUE = r"""
-me=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
-scontrol requeue "$me" && echo "requeued" && exit 75
-"""
+REQUEUE = 'scontrol requeue "$me" && echo "requeued"'
 
 
 def script(
@@ -170,7 +173,8 @@ class Ensemble:
 
     def said(self) -> str:
         """All output of all jobs."""
-        return "\n".join(path.read_text() for path in sorted(self.folder.glob("*.out")))
+        files = [*self.folder.glob("*.out"), *self.folder.glob("*.said")]
+        return "\n".join(path.read_text() for path in sorted(files))
 
     def logs(self, name: str) -> list[str]:
         """The logs of trainers, each with the headline of its worker."""
@@ -186,11 +190,23 @@ class Ensemble:
         queue = checks.Queue.read(self.url)
         assert [job.state for job in queue.jobs] == [State.DONE] * len(queue.jobs), queue.jobs
         assert checks._each_once(queue).problems == []
+        assert self.strange_writes() == []
         assert self.other_bits() == []
         assert sum(job.failures + job.crashes for job in queue.jobs) == 0, queue.attempts
         for sign in ("Traceback", "this is a fault of ensq"):
             assert sign not in self.said(), self.said()
         self.require_nobody()
+
+    def strange_writes(self) -> list[str]:
+        """Changes of a member's state by a worker that it did not belong to."""
+        with Store.open(self.url, read_only=True) as store:
+            found = []
+            for job in self.jobs():
+                owners = {one.number: one.worker_id for one in store.attempts(job.id)}
+                for event in store.events_of(job.id):
+                    if event.worker_id and event.worker_id != owners.get(event.attempt or 0):
+                        found.append(f"attempt {event.attempt}: {event.kind} by {event.worker_id}")
+            return found
 
     def other_bits(self) -> list[str]:
         """Where results or losses differ from those of an undisturbed run."""
@@ -241,13 +257,11 @@ class Fake(Ensemble):
 class Real(Ensemble):
     """A tiny model, trained by the real trainer through the command line."""
 
-    def __init__(
-        self, cluster: Cluster, folder: Path, *, seeds: int = 1, epochs: int, slower: int = 1
-    ) -> None:
-        """``slower``: so many times the frames in an epoch, for one that takes its time."""
+    def __init__(self, cluster: Cluster, folder: Path, *, seeds: int = 1, epochs: int) -> None:
         super().__init__(cluster, folder)
         self.seeds = seeds
-        self.options = ("--set", f"training.stages.0.epochs={epochs - 1}")
+        settings = (*SLOWER, f"training.stages.0.epochs={epochs - 1}")
+        self.options = [text for setting in settings for text in ("--set", setting)]
         write_config(folder, seeds)
         done = self.ensq("enqueue", "tiny.yaml", *self.options)
         assert done.returncode == 0, done.stderr
@@ -260,8 +274,9 @@ class Real(Ensemble):
         """The database of the same training, undisturbed."""
         folder = self.folder / "calm"
         write_config(folder, self.seeds)
-        done = ensq("run", "tiny.yaml", *self.options, "--workers", "1", cwd=folder)
-        assert done.returncode == 0, done.stderr
+        for command in (("enqueue", "tiny.yaml", *self.options), ("worker",)):
+            done = ensq(*command, cwd=folder)
+            assert done.returncode == 0, done.stderr
         return str(folder / "ensq.db")
 
     def other_bits(self) -> list[str]:
