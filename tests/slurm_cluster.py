@@ -99,7 +99,6 @@ class Cluster:
             "LAB_KILLWAIT": str(KILL_WAIT),
             "LAB_GRACE": str(GRACE),
             "LAB_SLURMDTIMEOUT": str(DOWN_AFTER),
-            "LAB_REQUEUEWAIT": "3",
         }
         try:
             self._script("up.sh", self.base, nodes, gpus, **knobs)

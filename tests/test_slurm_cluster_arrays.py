@@ -9,34 +9,36 @@ import pytest
 from slurm_cluster import Cluster
 from slurm_jobs import Fake
 
-HEADLINE = re.compile(r"host (\S+), SLURM job (\S+), .*\n.*CUDA_VISIBLE_DEVICES (\S+);")
+GPUS = re.compile(r"CUDA_VISIBLE_DEVICES (\S+);")
 
 
-def devices(place: Fake, name: str = "e") -> set[tuple[str, str, str]]:
-    """Job, node and GPUs as the workers' logs begin with them."""
-    found = set()
-    for text in place.logs(name):
-        match = HEADLINE.search(text)
-        assert match is not None, text
-        found.add((match[2], match[1], match[3]))
-    return found
+def devices(place: Fake) -> set[tuple[str, str]]:
+    """Node and GPUs as the trainers' logs begin with them, of all workers; no two have the same."""
+    found = []
+    for name, worker in place.workers().items():
+        (log, *_) = place.folder.glob(f"runs/*/logs/{name}-*.log")
+        match = GPUS.search(log.read_text())
+        assert match is not None and worker.slurm_node is not None, log.read_text()
+        found.append((worker.slurm_node, match[1]))
+    assert len(set(found)) == len(found), found
+    return set(found)
 
 
 def test_array_of_four_workers_on_four_nodes_drains_eight_seeds(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     place = Fake(cluster, tmp_path, seeds=8, epochs=4, epoch_seconds=0.8)
-    # As much memory as a node has half of, so that no two workers of one array share a GPU's node.
+    # So much memory that no two workers find room on one node.
     job = place.submit("--array=0-3", "--gres=gpu:1", "--mem=3000")
     found = cluster.wait_ended(job)
     assert {(one.state, one.exit_code) for one in found} == {("COMPLETED", "0:0")}, place.said()
     place.require_sound()
     used = devices(place)
     assert len(used) == 4, used
-    assert {where for where, _, _ in used} == {f"{job}_{index}" for index in range(4)}
-    assert all(gpus in {"0", "1"} for _, _, gpus in used), used
-    assert len({one.node for one in found}) == 4
-    assert {one.slurm_node for one in place.workers().values()} == set(cluster.nodes)
+    assert {gpu for _, gpu in used} <= {"0", "1"}, used
+    assert {node for node, _ in used} == {one.node for one in found} == set(cluster.nodes)
+    labels = {one.slurm_job for one in place.workers().values()}
+    assert labels == {f"{job}_{index}" for index in range(4)}
 
 
 @pytest.mark.parametrize(
@@ -53,10 +55,7 @@ def test_two_tasks_on_each_of_four_nodes_have_eight_devices(
     found = cluster.wait_ended(job)
     assert {one.state for one in found} == {"COMPLETED"}, place.said()
     place.require_sound()
-    # One GPU each, the nodes' names beside it: where all share the host's name, jobs tell nodes.
-    used = devices(place)
-    assert len(used) == 8, used
-    assert {gpu for _, _, gpu in used} == {"0", "1"}, used
+    assert devices(place) == {(node, gpu) for node in cluster.nodes for gpu in "01"}
     infos = list(place.workers().values())
     assert len(infos) == 8
     assert {one.slurm_proc for one in infos} == {"0", "1"}
@@ -78,5 +77,4 @@ def test_two_arrays_train_two_ensembles_at_once(cluster: Cluster, tmp_path: Path
         theirs = [place.attempts(one)[-1].worker_id for one in place.jobs(name)]
         infos = place.workers()
         assert {infos[worker].slurm_job for worker in theirs} <= {f"{job}_0", f"{job}_1"}
-    used = devices(place, "one") | devices(place, "two")
-    assert len(used) == len({(node, gpu) for _, node, gpu in used}) == 4, used
+    assert len(devices(place)) == 4

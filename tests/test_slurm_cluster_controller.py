@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+import slurm_cluster
 from slurm_cluster import SCRIPTS, Cluster, marked, until
 from slurm_jobs import Fake
 
@@ -89,3 +91,13 @@ def test_scripts_say_how_they_are_used() -> None:
         done = subprocess.run([str(SCRIPTS / name)], capture_output=True, text=True)
         assert done.returncode == 2
         assert f"{name} BASE" in done.stderr
+
+
+def test_without_slurm_tests_are_skipped_and_fail_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm_cluster.shutil, "which", lambda name, path: None)
+    monkeypatch.delenv("CI", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="apt install slurm-wlm munge"):
+        Cluster()
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.fail.Exception, match="SLURM is not installed"):
+        Cluster()

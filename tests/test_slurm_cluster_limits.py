@@ -16,7 +16,7 @@ scontrol update "JobId=$me" EndTime=now+26
 export SLURM_JOB_END_TIME=$(($(date +%s) + 26))
 """
 MINUTES = ("--time=1",)
-EPOCHS = 1800
+EPOCHS = 1500
 
 
 def completed_in_runs(place: Ensemble, job: str) -> int:
@@ -66,6 +66,6 @@ def test_without_a_requeue_it_does_not_complete(cluster: Cluster, tmp_path: Path
 @pytest.mark.slow
 def test_time_limit_of_a_minute_with_a_training_of_three(cluster: Cluster, tmp_path: Path) -> None:
     """As it is: the worker asks squeue for its limit."""
-    place = Real(cluster, tmp_path, epochs=6 * EPOCHS)
+    place = Real(cluster, tmp_path, epochs=7 * EPOCHS)
     assert completed_in_runs(place, place.submit(*MINUTES)) >= 3
     place.require_sound()
