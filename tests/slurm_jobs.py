@@ -18,6 +18,7 @@ from slurm_cluster import Cluster, until
 
 from ensq.jobs import Attempt, Job, Outcome, State, WorkerInfo
 from ensq.rundir import RunDir
+from ensq.slurm.script import JobPlan, sbatch_text
 from ensq.store import Store, check, check_files
 
 HERE = Path(__file__).resolve().parent
@@ -32,56 +33,47 @@ SLOWER = (
 )
 LEASE = 5.0  # seconds; as short as may be
 
-# What a batch script for workers does: it passes signals on, and requeues itself, once, when the
-# worker left with work undone; not if SIGTERM came to itself, since SLURM knows then what it does.
-SCRIPT = r"""#!/bin/bash
-#SBATCH --job-name=ensq-test
-#SBATCH --output=%x-%A_%a.out
-#SBATCH --open-mode=append
-#SBATCH --requeue
-DIRECTIVES
-me=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
-told=
-worker=
-pass_on() {
-    interrupted=1
-    [ "$1" != TERM ] || told=1
-    [ -z "$worker" ] || kill "-$1" "$worker" 2>/dev/null
-}
-trap 'pass_on TERM' TERM
-trap 'pass_on USR1' USR1
-trap 'pass_on USR2' USR2
-echo "begin, restarts ${SLURM_RESTART_COUNT:-0} on $SLURMD_NODENAME"
-BEFORE
-srun --kill-on-bad-exit=0 WORKER &
-worker=$!
-while :; do
-    interrupted=
-    wait "$worker"
-    code=$?
-    [ -n "$interrupted" ] || break
-done
-echo "worker left with $code"
-[ "$code" = 75 ] || exit "$code"
-[ -z "$told" ] || exit 75
-REQUEUE
-exit 75
-"""
-REQUEUE = 'scontrol requeue "$me" && echo "requeued"'
-
 
 def script(
     folder: Path,
+    name: str,
     worker: Sequence[str],
-    *directives: str,
+    *,
     before: str = "",
     requeue: bool = True,
+    least_run: int = 0,
 ) -> Path:
-    """A batch script in a folder, whose tasks run a command."""
-    text = SCRIPT.replace("DIRECTIVES", "\n".join(f"#SBATCH {line}" for line in directives))
-    text = text.replace("BEFORE", before).replace("WORKER", shlex.join(worker))
+    """The batch script that `ensq submit` makes, of one worker, but with another command.
+
+    ``worker`` is the command with its options; the directives come by sbatch's own options.
+    """
+    *command, last = worker[: worker.index("worker") + 1]
+    assert last == "worker"
+    plan = JobPlan(
+        ensemble=name,
+        job_name="ensq-test",
+        comment="ensq-test",
+        workers=1,
+        script=str(folder / "job.sh"),
+        output=str(folder / "%x-%A_%a.out"),
+        folder=str(folder),
+        database=str(folder / "ensq.db"),
+        gpus="0",
+        setup=(before,) if before else (),
+        command=shlex.join(command),
+        options=tuple(worker[worker.index("worker") + 1 :]),
+        requeue=requeue,
+        finalize=False,
+        least_run=least_run,
+    )
+    Path(plan.script).write_text(sbatch_text(plan))
+    return Path(plan.script)
+
+
+def by_hand(folder: Path, worker: Sequence[str]) -> Path:
+    """What people write themselves."""
     path = folder / "job.sh"
-    path.write_text(text.replace("REQUEUE", REQUEUE if requeue else ""))
+    path.write_text(f"#!/bin/bash\nsrun {shlex.join(worker)}\n")
     return path
 
 
@@ -89,6 +81,7 @@ class Ensemble:
     """A database with ensembles, and jobs of workers for it."""
 
     worker: tuple[str, ...] = (sys.executable, "-m", "ensq.cli", "worker")
+    name: str  # of the ensemble that jobs work on, if not said
 
     def __init__(self, cluster: Cluster, folder: Path) -> None:
         self.cluster = cluster
@@ -107,14 +100,18 @@ class Ensemble:
         self,
         *directives: str,
         options: Sequence[str] = (),
-        before: str = "",
-        requeue: bool = True,
         environment: Mapping[str, str] | None = None,
+        hand_written: bool = False,
+        name: str | None = None,
+        **how: Any,
     ) -> str:
-        """Submit a job of workers with ``options``; its id."""
+        """Submit a job of workers with ``options``; its id. ``how`` goes to ``script``."""
         worker = [*self.worker, "--lease", f"{LEASE:g}", *options]
-        path = script(self.folder, worker, *directives, before=before, requeue=requeue)
-        return self.cluster.submit(path, **self.environment, **(environment or {}))
+        if hand_written:
+            path = by_hand(self.folder, worker)
+        else:
+            path = script(self.folder, name or self.name, worker, **how)
+        return self.cluster.submit(path, *directives, **self.environment, **(environment or {}))
 
     # What the database says
 
@@ -238,6 +235,7 @@ class Fake(Ensemble):
             queue.add(name, seeds)
         queue.store.close()
         self.epochs, self.seeds, self.names = epochs, seeds, names
+        self.name = names[0]
 
     @property
     def environment(self) -> dict[str, str]:
@@ -259,7 +257,7 @@ class Real(Ensemble):
 
     def __init__(self, cluster: Cluster, folder: Path, *, seeds: int = 1, epochs: int) -> None:
         super().__init__(cluster, folder)
-        self.seeds = seeds
+        self.seeds, self.name = seeds, "tiny"
         settings = (*SLOWER, f"training.stages.0.epochs={epochs - 1}")
         self.options = [text for setting in settings for text in ("--set", setting)]
         write_config(folder, seeds)

@@ -50,7 +50,9 @@ def test_two_tasks_on_each_of_four_nodes_have_eight_devices(
     """GPUs that SLURM binds to tasks, and those of a node that tasks divide among themselves."""
     place = Fake(cluster, tmp_path, seeds=8, epochs=2)
     job = place.submit(
-        "--array=0-3", "--ntasks=2", "--mem=3000", *gpus, options=("--max-jobs", "1")
+        *("--array=0-3", "--ntasks=2", "--mem=3000", "--output=%x-%A_%a.out", *gpus),
+        options=("--max-jobs", "1"),
+        hand_written=True,
     )
     found = cluster.wait_ended(job)
     assert {one.state for one in found} == {"COMPLETED"}, place.said()
@@ -67,8 +69,7 @@ def test_two_tasks_on_each_of_four_nodes_have_eight_devices(
 def test_two_arrays_train_two_ensembles_at_once(cluster: Cluster, tmp_path: Path) -> None:
     place = Fake(cluster, tmp_path, seeds=4, epochs=4, epoch_seconds=0.4, names=("one", "two"))
     arrays = {
-        name: place.submit("--array=0-1", "--gres=gpu:1", options=("--name", name))
-        for name in ("one", "two")
+        name: place.submit("--array=0-1", "--gres=gpu:1", name=name) for name in ("one", "two")
     }
     for job in arrays.values():
         assert {one.state for one in cluster.wait_ended(job)} == {"COMPLETED"}, place.said()

@@ -171,7 +171,7 @@ told=
 worker=
 interrupted=1
 code=127
-# shellcheck disable=SC2317  # called by traps
+# shellcheck disable=SC2317,SC2034  # called by traps
 pass_on() { # a signal to this script goes on to the workers
     interrupted=1
     [ "$1" != TERM ] || told=1
@@ -208,16 +208,19 @@ exit "$code"
 """
 
 _AGAIN = r"""
+pause() { # seconds, but no longer than until a SIGTERM
+    local end=$((SECONDS + $1))
+    while [ -z "$told" ] && [ "$SECONDS" -lt "$end" ]; do sleep 1; done
+}
+
 again() { # once: this job goes back into the queue, or else one other takes its place
     if [ -z "$told" ]; then
         if [ "$SECONDS" -lt @LEAST@ ]; then
             say "left after $SECONDS s: waits, so that it does not go round in circles"
-            sleep $((@LEAST@ - SECONDS)) &
-            wait $!
+            pause $((@LEAST@ - SECONDS))
         fi
-        for pause in 0 5 15 30 60 120 300 600; do
-            sleep "$pause" &
-            wait $!
+        for seconds in 0 5 15 30 60 120 300 600; do
+            pause "$seconds"
             # A TERM meanwhile: SLURM had heard, and requeues; or the job was cancelled.
             [ -z "$told" ] || return
             if answer=$(scontrol requeue "$me" 2>&1); then
