@@ -66,12 +66,13 @@ def submit(
     from ensq.store.target import Target
 
     target = Target.parse(url_of(db))
+    asked = _Asked(flags, extra)
     if _is_file(what):
-        found = _of_config(Path(what), target, name, overrides_of(overrides, n_models), dry_run)
+        changes = overrides_of(overrides, n_models)
+        found = _of_config(Path(what), target, name, changes, asked, dry_run)
     else:
-        found = _of_queue(what, target, name, bool(overrides or n_models))
-    settings = with_flags(found.settings, flags, extra)
-    planned = _planned(found, target, settings, workers)
+        found = _of_queue(what, target, name, asked, bool(overrides or n_models))
+    planned = _planned(found, target, workers)
     if dry_run:
         _dry_run(planned, json_)
         return
@@ -82,6 +83,14 @@ def submit(
         write(planned)
         planned = hand_over(planned, target)
     _show(planned, json_, db_hint(db))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the command line says in place of the section."""
+
+    flags: dict[str, Any]
+    extra: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -99,7 +108,12 @@ def _is_file(what: str) -> bool:
 
 
 def _of_config(
-    path: Path, target: Target, name: str | None, overrides: tuple[str, ...], dry_run: bool
+    path: Path,
+    target: Target,
+    name: str | None,
+    overrides: tuple[str, ...],
+    asked: _Asked,
+    dry_run: bool,
 ) -> _Found:
     from ensq.cli.config import say_notes
     from ensq.cli.enqueue import summary
@@ -112,23 +126,24 @@ def _of_config(
     checked = check(path, overrides)
     config = checked.config
     name = check_name(name or config.model_context)
+    settings = with_flags(config.slurm, asked)  # before anything is written
     if dry_run and not (target.path is None or target.path.exists()):
-        return _Found(name, config.slurm, len(config.seeds), f"runs/{name}")
+        return _Found(name, settings, len(config.seeds), f"runs/{name}")
     with Store.open(_url(target), create=not dry_run, read_only=dry_run) as store:
         if dry_run:
             ensemble = store.ensemble(name)
             refuse_other(ensemble, checked)
             known = store.jobs(ensemble.id) if ensemble is not None else []
             new = set(config.seeds) - {job.seed for job in known}
-            return _Found(name, config.slurm, members_open(known) + len(new), f"runs/{name}")
+            return _Found(name, settings, members_open(known) + len(new), f"runs/{name}")
         done = enqueue(store, checked, name)
         for line in summary(done):
             click.echo(line, err=True)
         count = members_open(store.jobs(done.ensemble.id))
-        return _Found(name, config.slurm, count, done.ensemble.run_path)
+        return _Found(name, settings, count, done.ensemble.run_path)
 
 
-def _of_queue(what: str, target: Target, name: str | None, changed: bool) -> _Found:
+def _of_queue(what: str, target: Target, name: str | None, asked: _Asked, changed: bool) -> _Found:
     from ensq import config as configuration
     from ensq.cli.common import only_ensemble
     from ensq.errors import UsageError
@@ -142,7 +157,7 @@ def _of_queue(what: str, target: Target, name: str | None, changed: bool) -> _Fo
         )
     with Store.open(_url(target), read_only=True) as store:
         ensemble = only_ensemble(store, what)
-        settings = configuration.loads(ensemble.config).slurm
+        settings = with_flags(configuration.loads(ensemble.config).slurm, asked)
         count = members_open(store.jobs(ensemble.id))
         return _Found(ensemble.name, settings, count, ensemble.run_path)
 
@@ -153,37 +168,39 @@ def _url(target: Target) -> str:
     return target.url.render_as_string(hide_password=False)
 
 
-def with_flags(settings: SlurmConfig, flags: dict[str, Any], extra: tuple[str, ...]) -> SlurmConfig:
+def with_flags(settings: SlurmConfig, asked: _Asked) -> SlurmConfig:
     """The section with what the command line says instead. Raises UsageError."""
     import msgspec
 
     from ensq.config.slurm import SlurmConfig
     from ensq.errors import UsageError
 
-    given = {name: value for name, value in flags.items() if value is not None}
+    given = {name: value for name, value in asked.flags.items() if value is not None}
     gpus = given.get("gpus")
     if isinstance(gpus, str) and gpus.isdecimal():
         given["gpus"] = int(gpus)
     tree = msgspec.to_builtins(settings) | given
-    tree["extra"] = [*tree["extra"], *extra]
+    tree["extra"] = [*tree["extra"], *asked.extra]
     try:
         return msgspec.convert(tree, SlurmConfig, strict=True)
     except msgspec.ValidationError as error:
-        raise UsageError(f"{error}".partition(" - at ")[0]) from error
+        raise UsageError("slurm." + f"{error}".partition(" - at ")[0]) from error
 
 
-def _planned(
-    found: _Found, target: Target, settings: SlurmConfig, workers: int | None
-) -> Submission:
+def _planned(found: _Found, target: Target, workers: int | None) -> Submission:
     from ensq.rundir import RunDir
     from ensq.slurm.script import sbatch_text
     from ensq.submit import Submission, count_here, plan, workers_needed
 
     here = count_here(found.name, target, os.environ)
-    count = workers or workers_needed(found.open_members, settings, here or 0)
+    count = workers or workers_needed(found.open_members, found.settings, here or 0)
     run = RunDir.of(target.root, found.run_path)
     made = plan(
-        ensemble=found.name, run=run, target=target, settings=settings, workers=max(1, count)
+        ensemble=found.name,
+        run=run,
+        target=target,
+        settings=found.settings,
+        workers=max(1, count),
     )
     return Submission(
         ensemble=found.name,
