@@ -63,6 +63,37 @@ def test_without_a_requeue_it_does_not_complete(cluster: Cluster, tmp_path: Path
     place.require_nobody()
 
 
+# A limit that comes soon, within 36 s, in the first run only.
+SOON = """
+me=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+[ -e first ] || { touch first && scontrol update "JobId=$me" EndTime=now+6; }
+"""
+# The worker, as in a container without SLURM, can't ask for it.
+BLIND = ("env", "SLURM_CONF=/nowhere")
+
+
+def test_worker_that_cannot_know_its_limit_goes_on_in_one_successor(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """It hears SIGTERM at the limit, together with the script: SLURM requeues nothing then."""
+    place = Fake(cluster, tmp_path, epochs=150, epoch_seconds=0.3)
+    place.worker = (*BLIND, *place.worker)
+    job = place.submit(*MINUTES, before=SOON)
+    (ended,) = cluster.wait_ended(job)
+    assert (ended.state, ended.restarts) == ("TIMEOUT", 0), place.said()
+    assert place.said().count(" goes on") == 1, place.said()
+    (member,) = place.jobs()
+    assert member.state in (State.QUEUED, State.RUNNING)
+    place.wait_done()
+    for one in cluster.jobs():
+        cluster.wait_ended(one.job_id)
+    runs = [place.workers()[one.worker_id] for one in place.attempts()]
+    assert len({one.slurm_job_id for one in runs}) == len(runs) == 2
+    assert [one.slurm_restarts for one in runs] == [0] * len(runs)
+    assert place.said().count(" goes on") == len(runs) - 1
+    place.require_sound()
+
+
 @pytest.mark.slow
 def test_time_limit_of_a_minute_with_a_training_of_three(cluster: Cluster, tmp_path: Path) -> None:
     """As it is: the worker asks squeue for its limit."""
