@@ -187,9 +187,9 @@ class Cluster:
 
     # Nodes
 
-    def node(self, operation: str, name: str) -> str:
-        """start, kill, kill-slurmd, freeze, thaw or pids of a node: see node.sh."""
-        return self._script("node.sh", self.base, operation, name)
+    def node(self, operation: str, name: str, *command: str) -> str:
+        """start, kill, kill-slurmd, freeze, thaw, pids or exec of a node: see node.sh."""
+        return self._script("node.sh", self.base, operation, name, *command)
 
     def node_state(self, name: str) -> str:
         """idle, mixed, down*, …"""

@@ -42,6 +42,8 @@ def script(
     before: str = "",
     requeue: bool = True,
     least_run: int = 0,
+    database: str | None = "ensq.db",
+    **more: Any,
 ) -> Path:
     """The batch script that `ensq submit` makes, of one worker, but with another command.
 
@@ -57,8 +59,8 @@ def script(
         script=str(folder / "job.sh"),
         output=str(folder / "%x-%A_%a.out"),
         folder=str(folder),
-        database=str(folder / "ensq.db"),
-        gpus="0",
+        database=None if database is None else str(folder / database),
+        **{"gpus": "0", **more},
         setup=(before,) if before else (),
         command=shlex.join(command),
         options=tuple(worker[worker.index("worker") + 1 :]),
@@ -111,7 +113,7 @@ class Ensemble:
             path = by_hand(self.folder, worker)
         else:
             path = script(self.folder, name or self.name, worker, **how)
-        return self.cluster.submit(path, *directives, **self.environment, **(environment or {}))
+        return self.cluster.submit(path, *directives, **self.environment | dict(environment or {}))
 
     # What the database says
 
