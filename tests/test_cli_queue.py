@@ -47,6 +47,16 @@ def test_held_members_are_not_claimed_until_released(queue: Queue) -> None:
     assert (done.returncode, "no seed 9" in done.stderr) == (2, True)
 
 
+def test_finalize_when_done_waits_for_the_last_member_without_an_error(queue: Queue) -> None:
+    """So that each of several batch jobs may call it at its end."""
+    said = out("finalize", "e", "--when-done", cwd=queue.folder)
+    assert said == "not finalized yet: 3 of 3 members are open\n"
+    assert "are not done" in ensq("finalize", "e", cwd=queue.folder).stderr
+    out("cancel", "e", cwd=queue.folder)
+    done = ensq("finalize", "e", "--when-done", cwd=queue.folder)
+    assert (done.returncode, "cancelled" in done.stderr) == (1, True), done.stderr
+
+
 def test_status_names_the_way_on_when_all_are_held(queue: Queue) -> None:
     out("hold", cwd=queue.folder)
     assert "next: `ensq release e`" in out("status", cwd=queue.folder)

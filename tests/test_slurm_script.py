@@ -288,10 +288,10 @@ def test_the_last_one_finalizes(tmp_path: Path) -> None:
     run = Run(tmp_path, "exit 0")
     assert run()[0] == 0
     calls = [line for line in run.called("srun") if "finalize" in line]
-    assert calls == ["srun --export=ALL --ntasks=1 ensq finalize chignolin_ca"]
+    assert calls == ["srun --export=ALL --ntasks=1 ensq finalize --when-done chignolin_ca"]
     code, said = run(FINALIZE="1")
     assert code == 0  # its members are trained: no reason to call the job failed
-    assert "not finalized: ensq status tells what is missing" in said
+    assert "not finalized: ensq status tells why" in said
 
 
 @pytest.mark.parametrize("code", [1, 2, 69, 78, 130])

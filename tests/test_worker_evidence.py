@@ -271,6 +271,25 @@ def test_status_says_unknown_where_nothing_is_known(queue: Queue) -> None:
     assert "waits in SLURM" not in text
 
 
+def test_status_forgets_that_a_job_waited_once_its_worker_trains(queue: Queue) -> None:
+    """SLURM is asked once a minute, and the run after a requeue says nothing yet of itself."""
+    begins = said("120_3", "PENDING", reason="BeginTime", name="ensq-e")
+    answer(queue.store, begins, waits(9, "Priority"))
+    text = status(queue, **NOBODY)
+    assert "waits in SLURM: 120_9: PENDING" in text
+    assert "waits in SLURM: 120_3" not in text
+    queue.store.cancel("e")
+    assert "waits in SLURM" not in status(queue, **NOBODY)
+
+
+def test_status_of_a_worker_that_began_after_the_answer(tmp_path: Path) -> None:
+    queue = Queue(tmp_path, seeds=1)
+    answer(queue.store, said("7", "RUNNING"))
+    queue.store.register_worker(in_slurm("late", "120_3"))
+    queue.store.claim("late", limit=1, lease_seconds=60.0)
+    assert "SLURM says: nothing yet" in status(queue, **NOBODY)
+
+
 def test_status_outside_slurm_says_nothing_of_it(tmp_path: Path) -> None:
     queue = Queue(tmp_path, seeds=1)
     assert "SLURM says" not in status(queue, **NOBODY)

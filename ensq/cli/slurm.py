@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -57,9 +57,11 @@ def identity_json(worker: WorkerInfo | None) -> dict[str, Any] | None:
 class SlurmView:
     """What SLURM said last, for one look at an ensemble."""
 
-    def __init__(self, said: SlurmSaid, now: float) -> None:
+    def __init__(self, said: SlurmSaid, now: float, workers: Iterable[WorkerInfo] = ()) -> None:
+        """``workers`` that train: their jobs wait no more, whatever SLURM said before."""
         self._said = said
         self._now = now
+        self._began = {(one.slurm_job, one.slurm_job_id, one.slurm_restarts) for one in workers}
 
     def of_worker(self, worker: WorkerInfo) -> str | None:
         """SLURM's word on a worker's job, with its age; None outside SLURM."""
@@ -72,7 +74,18 @@ class SlurmView:
         if after is not None:
             ended = f"{run.state}, " if run is not None and evidence.is_over(run) else ""
             return f"{ended}requeued: {self._words(after)}"
-        return "unknown" if run is None else self._words(run)
+        if run is None:
+            return "nothing yet" if self._is_new(worker) else "unknown"
+        return self._words(run)
+
+    def _is_new(self, worker: WorkerInfo) -> bool:
+        """Whether a worker began after SLURM had answered last."""
+        answers = [
+            cluster.answered_at
+            for cluster in self._said.clusters
+            if worker.slurm_cluster in (None, cluster.cluster) and cluster.answered_at is not None
+        ]
+        return bool(answers) and worker.started_at >= max(answers)
 
     def of_worker_json(self, worker: WorkerInfo) -> dict[str, Any] | None:
         from ensq.store import evidence
@@ -105,7 +118,8 @@ class SlurmView:
         from ensq.store import evidence
 
         name = None if ensemble is None else evidence.job_name(ensemble)
-        return evidence.latest_waiting(self._said.clusters, self._said.jobs, name)
+        found = evidence.latest_waiting(self._said.clusters, self._said.jobs, name)
+        return [job for job in found if (job.label, job.job_id, job.restarts) not in self._began]
 
     def _words(self, job: SlurmJob) -> str:
         """``PENDING (Priority), 40 s ago``"""

@@ -49,13 +49,16 @@ class _View:
     """One ensemble as it stands."""
 
     def __init__(self, store: Store, ensemble: Ensemble) -> None:
+        from ensq.jobs import TERMINAL
+
         self.ensemble = ensemble
         self.jobs = store.jobs(ensemble.id)
         self.now = store.now()
         self.workers = store.workers({job.owner for job in self.jobs if job.owner})
         self.gone = {id_ for id_, worker in self.workers.items() if store.is_gone(worker)}
         self.fallbacks = store.fallbacks(ensemble.id)
-        self.slurm = SlurmView(store.slurm_said(), self.now)
+        self.slurm = SlurmView(store.slurm_said(), self.now, self.workers.values())
+        self.open = any(job.state not in TERMINAL for job in self.jobs)
 
     def lines(self, hint: str) -> list[str]:
         """Summary, table of members, their workers, errors, and what to type next."""
@@ -66,7 +69,8 @@ class _View:
         lines = [summary_line(self.ensemble.name, self.jobs), *table(MEMBER_HEAD, rows, left=(1,))]
         for worker in self.workers.values():
             lines += self._worker_lines(worker)
-        lines += self.slurm.waiting(self.ensemble.name)
+        if self.open:  # else nobody asks SLURM any more, and what it said is old
+            lines += self.slurm.waiting(self.ensemble.name)
         for job in self.jobs:
             if job.error:
                 lines.append(f"  seed {job.seed}: {printable(job.error)}")
@@ -123,7 +127,7 @@ class _View:
             "config_digest": self.ensemble.config_digest,
             "data_digest": self.ensemble.data_digest,
             "run_folder": self.ensemble.run_path,
-            "slurm_waiting": self.slurm.waiting_json(self.ensemble.name),
+            "slurm_waiting": self.slurm.waiting_json(self.ensemble.name) if self.open else [],
             "members": [self._member_json(job) for job in self.jobs],
             "fallbacks": [
                 {"job": event.job_id, "attempt": event.attempt, "message": event.message}

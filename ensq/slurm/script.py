@@ -147,7 +147,7 @@ def _worker(plan: JobPlan) -> str:
 
 
 def _finalize(plan: JobPlan) -> str:
-    command = f"{plan.command} finalize {plan.ensemble}"
+    command = f"{plan.command} finalize --when-done {plan.ensemble}"
     return _FINALIZE.replace("@FINALIZE@", f"srun --export=ALL --ntasks=1 {command}")
 
 
@@ -198,9 +198,9 @@ say "the workers left with $code"
 """
 
 _FINALIZE = """
-if [ "$code" = 0 ]; then # the one that ends last finds every member ended
+if [ "$code" = 0 ]; then # the one that ends last finds no member open
     @FINALIZE@ ||
-        say "not finalized: ensq status tells what is missing; ensq finalize does it later"
+        say "not finalized: ensq status tells why; ensq finalize does it later"
 fi"""
 
 _NOT_AGAIN = """

@@ -52,9 +52,9 @@ done
 worker=
 say "the workers left with $code"
 
-if [ "$code" = 0 ]; then # the one that ends last finds every member ended
-    srun --export=ALL --ntasks=1 ensq finalize chignolin_ca ||
-        say "not finalized: ensq status tells what is missing; ensq finalize does it later"
+if [ "$code" = 0 ]; then # the one that ends last finds no member open
+    srun --export=ALL --ntasks=1 ensq finalize --when-done chignolin_ca ||
+        say "not finalized: ensq status tells why; ensq finalize does it later"
 fi
 
 pause() { # seconds, but no longer than until a SIGTERM
