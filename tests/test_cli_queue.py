@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ensemble_tools import ensq
+from ensemble_tools import ensq, with_losses
 from store_tools import claim_of, point, record, train
 from worker_tools import Queue, finish
 
@@ -47,13 +47,16 @@ def test_held_members_are_not_claimed_until_released(queue: Queue) -> None:
     assert (done.returncode, "no seed 9" in done.stderr) == (2, True)
 
 
-def test_finalize_when_done_waits_for_the_last_member_without_an_error(queue: Queue) -> None:
+def test_finalize_when_done_waits_for_the_last_member_without_an_error(tmp_path: Path) -> None:
     """So that each of several batch jobs may call it at its end."""
-    said = out("finalize", "e", "--when-done", cwd=queue.folder)
-    assert said == "not finalized yet: 3 of 3 members are open\n"
-    assert "are not done" in ensq("finalize", "e", cwd=queue.folder).stderr
-    out("cancel", "e", cwd=queue.folder)
-    done = ensq("finalize", "e", "--when-done", cwd=queue.folder)
+    store, ensemble = with_losses(tmp_path, [1.0, None])
+    store.close()
+    command = ("finalize", ensemble.name, "--when-done")
+    said = out(*command, cwd=tmp_path)
+    assert said == "not finalized yet: 1 of 2 members are open\n"
+    assert "not done" in ensq("finalize", ensemble.name, cwd=tmp_path).stderr
+    out("cancel", ensemble.name, cwd=tmp_path)
+    done = ensq(*command, cwd=tmp_path)
     assert (done.returncode, "cancelled" in done.stderr) == (1, True), done.stderr
 
 
