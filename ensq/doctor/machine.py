@@ -1,70 +1,109 @@
-"""Python, packages, and what JAX sees."""
+"""CPUs and memory of the allocation, and how a worker here would use it."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import sys
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 
-from ensq import __version__
 from ensq.doctor.finding import Finding
-from ensq.slurm import commands
 
-_PACKAGES = ("jax", "jaxlib", "chemtrain", "optax")
-_CODE = "import jax; print('devices', *(d.platform for d in jax.devices()))"
+_LEAST_MEMORY = 2e9  # bytes; JAX and the packages alone take about half of it
+_NO_LIMIT = 2**60  # the first version of control groups writes a large number for none
 
 
-def check_machine(timeout: float = commands.TIMEOUT) -> list[Finding]:
-    """Never raises; JAX is asked in a child process, since a bad driver hangs or crashes it."""
-    python = ".".join(map(str, sys.version_info[:3]))
-    fits = (3, 11) <= sys.version_info[:2] < (3, 13)
-    found = [
-        Finding(key="python", state="ok", seen=f"Python {python}, ensq {__version__}")
-        if fits
-        else Finding(
-            key="python", state="problem", seen=f"Python {python}", advice="use Python 3.11 or 3.12"
-        )
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What a worker started here would take: see ensq.worker.devices."""
+
+    cpus: int
+    source: str  # who says so
+    gpus: tuple[str, ...]
+    trainer: str  # in words
+
+
+def check_machine(
+    share: Share, environment: Mapping[str, str] = os.environ, root: Path = Path("/")
+) -> list[Finding]:
+    """Never raises. ``root``: where proc and sys lie."""
+    return [
+        _cpus(share, _affinity()),
+        _memory(share.cpus, environment, root),
+        Finding(key="worker", state="ok", seen=f"a worker here: {_takes(share)}; {share.trainer}"),
     ]
-    return [*found, *map(_package, _PACKAGES), _jax(timeout)]
 
 
-def _package(name: str) -> Finding:
-    try:
-        return Finding(key=name, state="ok", seen=f"{name} {version(name)}")
-    except PackageNotFoundError:
+def _takes(share: Share) -> str:
+    if not share.gpus:
+        return "no GPU"
+    return f"GPU {', '.join(share.gpus)}" + (
+        " (each of its trainings computes on the first)" if len(share.gpus) > 1 else ""
+    )
+
+
+def _affinity() -> int:
+    with suppress(AttributeError, OSError):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cpus(share: Share, affinity: int) -> Finding:
+    if share.cpus > affinity:
         return Finding(
-            key=name, state="problem", seen=f"{name} is not installed", advice="install ensq again"
-        )
-
-
-def _jax(timeout: float) -> Finding:
-    # The import alone takes seconds from a busy network disk.
-    said = commands.output((sys.executable, "-c", _CODE), timeout=6 * timeout)
-    line = next((line for line in said.splitlines() if line.startswith("devices ")), "")
-    kinds = line.split()[1:]
-    if not kinds:
-        return Finding(
-            key="devices",
-            state="problem",
-            seen=f"JAX fails, or does not answer within {6 * timeout:g} s",
-            advice="try `python -c 'import jax; jax.devices()'`; is the driver in order?",
-        )
-    seen = ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds)))
-    if set(kinds) != {"cpu"}:
-        return Finding(key="devices", state="ok", seen=f"JAX sees {seen}")
-    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
-        return Finding(
-            key="devices",
+            key="cpus",
             state="warning",
-            seen=f"JAX sees {seen}; CUDA_VISIBLE_DEVICES is empty",
-            advice="ask SLURM for GPUs (--gres=gpu:1), or unset CUDA_VISIBLE_DEVICES",
+            seen=f"{share.source} says {share.cpus} CPUs, and this process may use {affinity}",
+            advice="give --cpus-per-task to srun as well: newer ones do not take it from sbatch",
         )
-    if shutil.which("nvidia-smi") and commands.output(("nvidia-smi", "-L"), timeout=timeout):
-        return Finding(
-            key="devices",
-            state="problem",
-            seen=f"JAX sees {seen} only, though nvidia-smi lists a GPU",
-            advice='install JAX for CUDA, of the same version: pip install "jax[cuda12]==0.4.37"',
-        )
-    return Finding(key="devices", state="note", seen=f"JAX sees {seen}, and there is no GPU here")
+    return Finding(key="cpus", state="ok", seen=f"{share.cpus} CPUs ({share.source})")
+
+
+def _memory(cpus: int, environment: Mapping[str, str], root: Path) -> Finding:
+    limits = [*_of_slurm(environment, cpus), *_of_groups(root), *_of_machine(root)]
+    if not limits:
+        return Finding(key="memory", state="unknown", seen="how much memory there is isn't told")
+    least, source = min(limits)
+    seen = f"{least / 1e9:.1f} GB of memory ({source})"
+    if least < _LEAST_MEMORY:
+        advice = "a training may be killed: ask SLURM for more (--mem=8G)"
+        return Finding(key="memory", state="warning", seen=seen, advice=advice)
+    return Finding(key="memory", state="ok", seen=seen)
+
+
+def _of_slurm(environment: Mapping[str, str], cpus: int) -> Iterator[tuple[float, str]]:
+    for name, each in (("SLURM_MEM_PER_NODE", 1), ("SLURM_MEM_PER_CPU", cpus)):
+        text = environment.get(name, "")
+        if text.isdecimal() and int(text) > 0:  # 0: all of the node's
+            yield int(text) * each * 2.0**20, name
+
+
+def _of_groups(root: Path) -> Iterator[tuple[float, str]]:
+    """The limits of the control groups above this process, of both versions."""
+    top = root / "sys/fs/cgroup"
+    lines: list[str] = []
+    with suppress(OSError):
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    for line in lines:
+        controllers, _, path = line.partition(":")[2].partition(":")
+        if not controllers:
+            yield from _limits(top, path, "memory.max")
+        elif "memory" in controllers.split(","):
+            yield from _limits(top / "memory", path, "memory.limit_in_bytes")
+
+
+def _limits(top: Path, path: str, name: str) -> Iterator[tuple[float, str]]:
+    group = top / path.lstrip("/")
+    for one in (group, *(parent for parent in group.parents if parent.is_relative_to(top))):
+        with suppress(OSError, ValueError):  # no limit is written as "max"
+            limit = int((one / name).read_text())
+            if limit < _NO_LIMIT:
+                yield float(limit), "cgroup"
+
+
+def _of_machine(root: Path) -> Iterator[tuple[float, str]]:
+    with suppress(OSError, ValueError, IndexError):
+        for line in (root / "proc/meminfo").read_text().splitlines():
+            if line.startswith("MemTotal:"):
+                yield 1024.0 * int(line.split()[1]), "of the machine"
