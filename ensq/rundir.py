@@ -4,6 +4,7 @@ runs/<name>/config.yaml
 runs/<name>/seed-<seed>/attempt-<n>/epoch-000012-step-000000.safetensors
 runs/<name>/seed-<seed>/attempt-<n>/result.safetensors
 runs/<name>/logs/<worker>-<claim>.log
+runs/<name>/slurm/workers-<digest>.sh
 runs/<name>/compile-cache/
 runs/<name>/exported_models/
 """

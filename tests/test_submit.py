@@ -117,7 +117,7 @@ def test_workers_that_wait_or_run_already_are_counted(place: Place) -> None:
     # One of another database has the same name.
     place.squeue(place.comment, "ensq-000000000000", place.comment)
     said, _ = place.submit("tiny")
-    assert "41: 1 worker for 3 open members" in said
+    assert "41: 1 worker for 3 open members of tiny, beside 2 already there\n" in said
     assert "--array=0\n" in place.scripts()[-1].read_text() + place.scripts()[0].read_text()
     place.squeue(*[place.comment] * 3)
     said, _ = place.submit("tiny")

@@ -231,9 +231,10 @@ def _show(planned: Submission, json_: bool, hint: str) -> None:
         return
     noun = "worker" if planned.workers == 1 else "workers"
     members = "member" if planned.open_members == 1 else "members"
+    beside = f", beside {planned.here_already} already there" if planned.here_already else ""
     click.echo(
         f"job {planned.job}: {planned.workers} {noun} for {planned.open_members} open {members} of "
-        f"{planned.ensemble}"
+        f"{planned.ensemble}{beside}"
     )
     click.echo(f"script: {_short(planned.script)}")
     click.echo(f"output: {_short(Path(planned.output.replace('%%', '%')))}")
