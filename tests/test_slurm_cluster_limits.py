@@ -40,11 +40,11 @@ def completed_in_runs(place: Ensemble, job: str) -> int:
 def test_training_longer_than_its_time_limit_completes_to_the_same_bits(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    """Two jobs: one whose worker knows its end and leaves in time, and one that the batch script
-    is warned of by a signal, as early as 50 s before the end of its minute."""
+    """Two jobs: one whose worker knows its end and leaves in time, and one that
+    is warned by a signal, as early as 60 s before the end of its minute."""
     knows, warned = (Real(cluster, tmp_path / name, epochs=EPOCHS) for name in ("a", "b"))
     job = knows.submit(*MINUTES, "--exclusive", before=SHORT)
-    other = warned.submit(*MINUTES, "--exclusive", "--signal=B:USR1@30")
+    other = warned.submit(*MINUTES, "--exclusive", "--signal=USR1@30")
     assert completed_in_runs(knows, job) >= 2  # three or four, but on a fast machine
     assert completed_in_runs(warned, other) >= 2
     knows.require_sound()
@@ -91,6 +91,20 @@ def test_worker_that_cannot_know_its_limit_goes_on_in_one_successor(
     assert len({one.slurm_job_id for one in runs}) == len(runs) == 2
     assert [one.slurm_restarts for one in runs] == [0] * len(runs)
     assert place.said().count(" goes on") == len(runs) - 1
+    place.require_sound()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signal", ["USR1", "B:USR1", "B:USR2", "TERM"])
+def test_warnings_by_each_signal_to_workers_and_to_the_script(
+    cluster: Cluster, tmp_path: Path, signal: str
+) -> None:
+    place = Fake(cluster, tmp_path, epochs=150, epoch_seconds=0.3)
+    place.worker = (*BLIND, *place.worker)
+    job = place.submit("--time=2", f"--signal={signal}@60")
+    (ended,) = cluster.wait_ended(job, 200)
+    assert (ended.state, ended.restarts) == ("COMPLETED", 1), place.said()
+    assert place.outcomes() == ["interrupted", "done"]
     place.require_sound()
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pg_tools
 import pytest
 from ensemble_tools import ensq, write_config
 from slurm_cluster import Cluster, until
@@ -25,15 +27,16 @@ class User:
         self.cluster, self.folder = cluster, folder
         write_config(folder, seeds, EXTRA)
 
-    def __call__(self, *arguments: str, code: int = 0) -> str:
-        # Jobs must not begin in the working folder of the tests, nor with its settings.
-        environment = self.cluster.environment | {"JAX_PLATFORMS": "cpu"}
+    def __call__(
+        self, *arguments: str, code: int = 0, environment: Mapping[str, str] | None = None
+    ) -> str:
+        environment = self.cluster.environment | {"JAX_PLATFORMS": "cpu"} | dict(environment or {})
         done = ensq(*arguments, cwd=self.folder, **environment)
         assert done.returncode == code, done.stdout + done.stderr
         return str(done.stdout)
 
-    def submit(self, *arguments: str) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self("submit", *arguments, "--json"))
+    def submit(self, *arguments: str, **more: Any) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self("submit", *arguments, "--json", **more))
         return found
 
     def said(self) -> str:
@@ -67,6 +70,22 @@ def test_one_command_trains_an_ensemble_and_finalizes_it(user: User, cluster: Cl
     # Those that ended before the others were done have said so, and no more.
     assert "Traceback" not in user.said()
     assert user.submit("tiny")["workers"] == 0
+
+
+def test_a_queue_in_postgresql_whose_password_is_in_no_script(
+    user: User, cluster: Cluster, postgres: pg_tools.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PGPASSWORD")
+    url = postgres.new_database().replace("ensq@", f"ensq:{postgres.password}@")
+    # Neither ~/.pgpass nor PGPASSWORD is there for the job.
+    more = {"ENSQ_DB": url, "ENSQ_ROOT": str(user.folder)}
+    job = user.submit("tiny.yaml", "--n-models", "1", environment=more)["job"]
+    (ended,) = cluster.wait_ended(job, 120)
+    assert ended.state == "COMPLETED", user.said()
+    assert (user.folder / "runs/tiny/exported_models/ensemble_metadata.json").exists()
+    (script,) = user.folder.glob("runs/tiny/slurm/*.sh")
+    for text in (script.read_text(), user.said(), cluster.run("scontrol", "show", "job", job)):
+        assert postgres.password not in text
 
 
 def test_what_sbatch_refuses_loses_nothing_and_can_be_put_right(
