@@ -118,9 +118,7 @@ def _environment(plan: JobPlan) -> list[str]:
     lines += [f"module load {shlex.quote(name)} || exit 2" for name in plan.modules]
     lines += plan.setup
     if plan.database is None:
-        lines.append(
-            ': "${ENSQ_DB:?it holds a password, so sbatch must pass it on: --export=ALL}"'
-        )
+        lines.append(': "${ENSQ_DB:?it holds a password, so sbatch must pass it on: --export=ALL}"')
     else:
         lines.append(f"export ENSQ_DB={shlex.quote(plan.database)}")
     if plan.root is not None:
