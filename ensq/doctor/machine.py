@@ -11,7 +11,6 @@ from pathlib import Path
 from ensq.doctor.finding import Finding
 
 _LEAST_MEMORY = 2e9  # bytes; JAX and the packages alone take about half of it
-_NO_LIMIT = 2**60  # the first version of control groups writes a large number for none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +95,8 @@ def _of_groups(root: Path) -> Iterator[tuple[float, str]]:
 def _limits(top: Path, path: str, name: str) -> Iterator[tuple[float, str]]:
     group = top / path.lstrip("/")
     for one in (group, *(parent for parent in group.parents if parent.is_relative_to(top))):
-        with suppress(OSError, ValueError):  # no limit is written as "max"
-            limit = int((one / name).read_text())
-            if limit < _NO_LIMIT:
-                yield float(limit), "cgroup"
+        with suppress(OSError, ValueError):  # no limit is "max", or a very large number
+            yield float(int((one / name).read_text())), "cgroup"
 
 
 def _of_machine(root: Path) -> Iterator[tuple[float, str]]:

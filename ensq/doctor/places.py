@@ -16,7 +16,6 @@ from ensq.doctor.finding import Finding
 from ensq.doctor.folders import check_folder
 from ensq.doctor.neighbours import check_neighbours
 from ensq.errors import EnsqError
-from ensq.store import reads
 from ensq.store.engine import Database, connect_sqlite
 from ensq.store.filesystem import LOCAL, kind_of, locking_of
 from ensq.store.opening import Found, look, require_revision
@@ -79,7 +78,7 @@ def _database(
             yield found
             # On a file system of this host alone there are no other hosts.
             if found.state in ("ok", "warning") and not local:
-                yield _neighbours(target, timeout, patience)
+                yield check_neighbours(target, timeout, patience)
     except EnsqError as error:
         yield Finding(key="database", state="problem", seen=str(error), advice=_after(error))
 
@@ -173,16 +172,6 @@ def _has_side_files(path: Path) -> bool:
 
 def _may_write(path: Path) -> bool:
     return os.access(path, os.W_OK) and os.access(path.parent, os.W_OK | os.X_OK)
-
-
-def _neighbours(target: Target, timeout: float, patience: float) -> Finding:
-    database = Database(target, read_only=True, busy_timeout=timeout)
-    try:
-        return check_neighbours(
-            lambda: database.run(reads.living_workers, write=False), target, patience
-        )
-    finally:
-        database.close()
 
 
 def _file_system(path: Path, kind: str, mountinfo: str | None) -> Finding:
