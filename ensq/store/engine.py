@@ -6,7 +6,7 @@ import random
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -341,7 +341,11 @@ def connect_read_only(target: Target, timeout: float) -> sqlite3.Connection:
         return connection
     except sqlite3.OperationalError as error:
         connection.close()
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        code = getattr(error, "sqlite_errorcode", 0)
+        if code == sqlite3.SQLITE_READONLY_ROLLBACK:
+            _undo(target, timeout)
+            return connect_sqlite(target, "mode=ro", timeout)
+        code &= 0xFF
         log = f"{target.path}-wal"
         if code not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY) or Path(log).exists():
             raise
@@ -349,6 +353,21 @@ def connect_read_only(target: Target, timeout: float) -> sqlite3.Connection:
         connection.close()
         raise
     return connect_sqlite(target, "mode=ro&immutable=1", timeout)
+
+
+def _undo(target: Target, timeout: float) -> None:
+    """Undo what a writer that died amid a transaction has left, which takes a connection that may
+    write. Raises DatabaseError where this user may not."""
+    try:
+        with closing(connect_sqlite(target, "mode=rw", timeout)) as connection:
+            connection.execute("SELECT 1 FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError as error:
+        if is_busy(error):
+            raise
+        raise DatabaseError(
+            f"{target.path}: a process died amid a change of it, and this user may not write the "
+            "file to undo that; let its owner call ensq status once"
+        ) from error
 
 
 def _is_sick(error: BaseException) -> bool:
