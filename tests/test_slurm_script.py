@@ -273,6 +273,18 @@ def test_a_run_that_was_short_waits_before_it_requeues(tmp_path: Path) -> None:
     assert run.called("scontrol") == ["scontrol requeue 50_3"]
 
 
+def test_after_ten_short_runs_in_a_row_a_person_is_asked(tmp_path: Path) -> None:
+    """A long one in between begins the count anew."""
+    run = Run(tmp_path, "exit 75", least_run=1)
+    (tmp_path / "50_3.short").write_text("0\n" * 8)
+    assert "waits" in run()[1]
+    assert "ten runs in a row were short: see why above; ensq submit starts" in run()[1]
+    assert len(run.called("scontrol", "sbatch")) == 1
+    run.stub("srun", "sleep 1.1; exit 75")
+    assert "requeued" in run()[1]
+    assert not (tmp_path / "50_3.short").exists()
+
+
 def test_cancelled_while_it_waits_it_requeues_nothing(tmp_path: Path) -> None:
     run = Run(tmp_path, "exit 75", least_run=20)
     process = run.start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 
 _LEAST_LIMIT = 300  # seconds; with less the warning would come before there is anything to save
 _LIMIT_SHARE = 20  # of the limit, at most, that a warning costs
@@ -62,6 +63,7 @@ def sbatch_text(plan: JobPlan) -> str:
         *([_finalize(plan)] if plan.finalize else []),
         (_AGAIN if plan.requeue else _NOT_AGAIN)
         .replace("@SCRIPT@", shlex.quote(plan.script))
+        .replace("@FOLDER@", shlex.quote(str(PurePosixPath(plan.script).parent)))
         .replace("@LEAST@", str(plan.least_run)),
     ]
     return "\n".join(parts)
@@ -211,11 +213,19 @@ pause() { # seconds, but no longer than until a SIGTERM
     while [ -z "$told" ] && [ "$SECONDS" -lt "$end" ]; do sleep 1; done
 }
 
+short=@FOLDER@/$me.short # a line for each short run
 again() { # once: this job goes back into the queue, or else one other takes its place
     if [ -z "$told" ]; then
         if [ "$SECONDS" -lt @LEAST@ ]; then
+            echo "$SECONDS" >>"$short"
+            if [ "$(wc -l <"$short")" -ge 10 ]; then
+                say "ten runs in a row were short: see why above; ensq submit starts it again"
+                return
+            fi
             say "left after $SECONDS s: waits, so that it does not go round in circles"
             pause $((@LEAST@ - SECONDS))
+        else
+            rm -f "$short"
         fi
         for seconds in 0 5 15 30 60 120 300 600; do
             pause "$seconds"

@@ -81,11 +81,19 @@ pause() { # seconds, but no longer than until a SIGTERM
     while [ -z "$told" ] && [ "$SECONDS" -lt "$end" ]; do sleep 1; done
 }
 
+short='/home/me/my runs/runs/ala2/slurm'/$me.short # a line for each short run
 again() { # once: this job goes back into the queue, or else one other takes its place
     if [ -z "$told" ]; then
         if [ "$SECONDS" -lt 60 ]; then
+            echo "$SECONDS" >>"$short"
+            if [ "$(wc -l <"$short")" -ge 10 ]; then
+                say "ten runs in a row were short: see why above; ensq submit starts it again"
+                return
+            fi
             say "left after $SECONDS s: waits, so that it does not go round in circles"
             pause $((60 - SECONDS))
+        else
+            rm -f "$short"
         fi
         for seconds in 0 5 15 30 60 120 300 600; do
             pause "$seconds"
