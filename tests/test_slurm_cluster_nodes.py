@@ -102,17 +102,15 @@ def test_node_that_thaws_while_its_job_runs_elsewhere_is_superseded(
     """SLURM sends the old worker away at once; a deaf one trains on until SIGKILL.
 
     The old run's srun, as it wakes up, aborts "its" step, by a number that is the new run's now:
-    SLURM kills that worker, too, unless the srun itself was killed first. Another job goes on then.
+    SLURM kills that worker, too, unless the srun itself was killed first. Its job starts anew then.
     """
     place = Fake(cluster, tmp_path, epochs=EPOCHS, epoch_seconds=0.3)
     job, frozen = freeze_and_thaw(place, **({"ENSQ_TEST_DEAF": "1"} if deaf else {}))
     place.wait(lambda: "superseded" in place.said(), "the old worker to notice", 20)
     (ended,) = cluster.wait_ended(job)
-    assert ended.restarts == 1
-    if ended.state != "COMPLETED":
-        assert (ended.state, ended.exit_code) == ("FAILED", "137:0"), place.said()
-        assert "STEP" in place.said() and "CANCELLED" in place.said()
-        assert cluster.wait_ended(place.submit())[0].state == "COMPLETED"
+    assert ended.state == "COMPLETED", place.said()
+    killed = "STEP" in place.said() and "the workers left with 137" in place.said()
+    assert ended.restarts == (2 if killed else 1)
     first, second, *rest = place.attempts()
     assert str(first.outcome) == "lost"
     assert nodes_of(place)[0] == frozen != nodes_of(place)[1]

@@ -124,7 +124,7 @@ class Run:
         self.stub("ensq", "")
         self.stub("scontrol", "")
         self.stub("sbatch", "echo 77")
-        self.stub("squeue", "echo None")
+        self.stub("squeue", "case $* in *RestartCnt*) echo ${NOW:-} ;; *) echo None ;; esac")
         plan = {**vars(LEAST), "script": str(folder / "job.sh"), "least_run": 0, **changes}
         text = sbatch_text(JobPlan(**plan))
         (folder / "job.sh").write_text(text.replace("\n\n", "\necho $$ >pid\n\n", 1))
@@ -219,10 +219,18 @@ def test_a_controller_that_is_away_is_asked_again(tmp_path: Path) -> None:
     assert run.called("scontrol", "sbatch") == ["scontrol requeue 50_3"] * 2
 
 
-def test_if_slurm_heard_without_saying_so_there_is_no_successor(tmp_path: Path) -> None:
-    """The answer is lost, and the SIGTERM of the requeueing comes while it waits to ask again."""
+HEARD = {
+    "without-an-answer": "kill -TERM $(cat pid); echo Socket timed out on send/recv >&2; exit 1",
+    "killed-before-its-answer": "kill -TERM $(cat pid) $$; sleep 9",
+    "killed-first": "(sleep 0.3; kill -TERM $(cat pid)) & kill -TERM $$; sleep 9",
+}
+
+
+@pytest.mark.parametrize("how", HEARD)
+def test_if_slurm_heard_without_saying_so_there_is_no_successor(tmp_path: Path, how: str) -> None:
+    """The SIGTERM of the requeueing comes to scontrol, too, before it can tell of its success."""
     run = Run(tmp_path, "exit 75")
-    run.stub("scontrol", "kill -TERM $(cat pid); echo Socket timed out on send/recv >&2; exit 1")
+    run.stub("scontrol", HEARD[how])
     assert run()[0] == 75
     assert run.called("scontrol", "sbatch") == ["scontrol requeue 50_3"]
 
@@ -263,6 +271,18 @@ def test_at_the_time_limit_a_successor_goes_on_in_spite_of_the_sigterm(tmp_path:
     _, said = run.end(process)
     assert "job 77 goes on" in said
     assert run.called("scontrol", "sbatch") == [f"sbatch --parsable --array=3 {tmp_path}/job.sh"]
+
+
+@pytest.mark.parametrize("code", [75, 137])
+@pytest.mark.parametrize(("now", "again"), [("1  ", 1), ("2", 0), ("", 1), ("error", 1)])
+def test_a_run_that_was_given_up_does_not_requeue_the_one_after_it(
+    tmp_path: Path, code: int, now: str, again: int
+) -> None:
+    """The node was called dead, and was not: the job has started elsewhere."""
+    run = Run(tmp_path, f"exit {code}")
+    said = run(SLURM_RESTART_COUNT="1", NOW=now)[1]
+    assert len(run.called("scontrol", "sbatch")) == again
+    assert ("run 2 of this job is under way: this was run 1" in said) == (again == 0)
 
 
 def test_a_run_that_was_short_waits_before_it_requeues(tmp_path: Path) -> None:

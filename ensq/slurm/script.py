@@ -214,7 +214,17 @@ pause() { # seconds, but no longer than until a SIGTERM
 }
 
 short=@FOLDER@/$me.short # a line for each short run
+is_old() { # a node that was given up and came back: its job runs elsewhere under the same number
+    local now mine=${SLURM_RESTART_COUNT:-0}
+    now=$(squeue -h -j "$me" -O RestartCnt:9 2>/dev/null | tr -d ' ')
+    case $now in
+    '' | *[!0-9]* | "$mine") return 1 ;;
+    esac
+    say "run $now of this job is under way: this was run $mine"
+}
+
 again() { # once: this job goes back into the queue, or else one other takes its place
+    ! is_old || return
     if [ -z "$told" ]; then
         if [ "$SECONDS" -lt @LEAST@ ]; then
             echo "$SECONDS" >>"$short"
@@ -229,18 +239,25 @@ again() { # once: this job goes back into the queue, or else one other takes its
         fi
         for seconds in 0 5 15 30 60 120 300 600; do
             pause "$seconds"
-            # A TERM meanwhile: SLURM had heard, and requeues; or the job was cancelled.
             [ -z "$told" ] || return
-            if answer=$(scontrol requeue "$me" 2>&1); then
+            answer=$(scontrol requeue "$me" 2>&1)
+            said=$?
+            if [ "$said" = 0 ]; then
                 say "requeued"
                 return
+            elif [ -n "$told" ]; then
+                # SLURM has heard, and ends this run, scontrol with it; or the job was cancelled.
+                say "ended while it was requeued"
+                return
             fi
-            say "not requeued: $answer"
+            say "not requeued: $answer ($said)"
+            [ "$said" -le 128 ] || continue # killed: it may have been heard all the same
             case $answer in
             *contact* | *ocket* | *imed\ out* | *Zero\ Bytes* | *onnect*) continue ;;
             esac
             break
         done
+        [ -z "$told" ] || return
     fi
     element=${SLURM_ARRAY_TASK_ID:-0}
     if answer=$(
