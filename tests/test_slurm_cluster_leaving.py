@@ -34,7 +34,11 @@ def no_epoch_was_lost(place: Fake) -> bool:
     return starts == sorted(starts) and len(set(starts)) == len(starts)
 
 
-@pytest.mark.parametrize("partition", ["low", "lowc"], ids=["requeue", "cancel"])
+@pytest.mark.parametrize(
+    "partition",
+    ["low", pytest.param("lowc", marks=pytest.mark.slow)],
+    ids=["requeue", "cancel"],
+)
 def test_preempted_job_comes_back_once_and_goes_on(
     place: Fake, cluster: Cluster, partition: str
 ) -> None:
@@ -117,6 +121,7 @@ def test_held_job_waits_until_it_is_released(place: Fake, cluster: Cluster) -> N
     place.require_sound()
 
 
+@pytest.mark.slow
 def test_hold_of_a_job_that_runs_holds_its_next_run(place: Fake, cluster: Cluster) -> None:
     """The worker that runs is not disturbed; what it requeues waits until it is released."""
     job = place.submit()

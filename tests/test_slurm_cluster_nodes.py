@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -73,10 +75,11 @@ def _each_worker_for_itself(place: Fake, alone: str) -> None:
         assert one.ended_at is not None and one.ended_at <= next_one.started_at
 
 
-def freeze_and_thaw(place: Fake, **environment: str) -> tuple[str, str]:
-    """Freeze the node of the job, have the job start elsewhere and take over, thaw the node.
+def freeze_and_wake(place: Fake, **environment: str) -> tuple[str, str]:
+    """Freeze the node of the job, have the job start elsewhere and take over; wake the old worker.
 
-    Returns the job, and the node's name.
+    As after a network that was cut, SLURM can't reach its node yet. Returns the job, and the
+    node's name.
     """
     cluster = place.cluster
     job = place.submit(options=("--drain",), environment=environment)
@@ -89,7 +92,9 @@ def freeze_and_thaw(place: Fake, **environment: str) -> tuple[str, str]:
     place.wait(lambda: len(place.attempts()) == 2, "the second attempt", 60)
     begun = place.epochs_done()
     place.wait_epochs(begun + 2)
-    cluster.node("thaw", frozen)
+    for pid in cluster.processes(frozen):
+        if b"python" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, signal.SIGCONT)
     return job, frozen
 
 
@@ -99,18 +104,18 @@ def freeze_and_thaw(place: Fake, **environment: str) -> tuple[str, str]:
 def test_node_that_thaws_while_its_job_runs_elsewhere_is_superseded(
     cluster: Cluster, tmp_path: Path, deaf: bool
 ) -> None:
-    """SLURM sends the old worker away at once; a deaf one trains on until SIGKILL.
+    """A deaf one hears no signal of SLURM, and trains on until SIGKILL.
 
     The old run's srun, as it wakes up, aborts "its" step, by a number that is the new run's now:
     SLURM kills that worker, too, unless the srun itself was killed first. Its job starts anew then.
     """
     place = Fake(cluster, tmp_path, epochs=EPOCHS, epoch_seconds=0.3)
-    job, frozen = freeze_and_thaw(place, **({"ENSQ_TEST_DEAF": "1"} if deaf else {}))
+    job, frozen = freeze_and_wake(place, **({"ENSQ_TEST_DEAF": "1"} if deaf else {}))
     place.wait(lambda: "superseded" in place.said(), "the old worker to notice", 20)
+    cluster.node("thaw", frozen)
     (ended,) = cluster.wait_ended(job)
     assert ended.state == "COMPLETED", place.said()
-    killed = "STEP" in place.said() and "the workers left with 137" in place.said()
-    assert ended.restarts == (2 if killed else 1)
+    assert ended.restarts in (1, 2)
     first, second, *rest = place.attempts()
     assert str(first.outcome) == "lost"
     assert nodes_of(place)[0] == frozen != nodes_of(place)[1]
@@ -122,12 +127,15 @@ def test_node_that_thaws_while_its_job_runs_elsewhere_is_superseded(
     place.require_sound()
 
 
+@pytest.mark.slow
 def test_without_the_fence_the_thawed_worker_breaks_the_queue(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     """The control: what the test above looks at would be seen."""
     place = Fake(cluster, tmp_path, epochs=EPOCHS, epoch_seconds=0.3)
-    job, _ = freeze_and_thaw(place, ENSQ_TEST_UNFENCED="1")
+    job, frozen = freeze_and_wake(place, ENSQ_TEST_UNFENCED="1")
+    place.wait(place.strange_writes, "the old worker to write", 20)
+    cluster.node("thaw", frozen)
     cluster.wait_ended(job)
     assert "superseded" not in place.said()
     assert place.strange_writes(), "nothing was broken"

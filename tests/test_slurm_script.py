@@ -273,6 +273,35 @@ def test_at_the_time_limit_a_successor_goes_on_in_spite_of_the_sigterm(tmp_path:
     assert run.called("scontrol", "sbatch") == [f"sbatch --parsable --array=3 {tmp_path}/job.sh"]
 
 
+def test_at_the_time_limit_it_does_not_wait_for_workers_that_hang(tmp_path: Path) -> None:
+    """SIGKILL comes to all of them together."""
+    calls = tmp_path / "calls"
+    run = Run(tmp_path, f"trap '' TERM; echo ready >>{calls}; while :; do sleep 0.05; done")
+    run.stub("squeue", "echo TimeLimit")
+    process = run.start()
+    run.wait_called("ready")
+    process.send_signal(signal.SIGTERM)
+    run.wait_called("sbatch")
+    process.send_signal(signal.SIGTERM)  # SLURM sends it twice
+    time.sleep(0.5)
+    assert process.poll() is None
+    assert len(run.called("sbatch")) == 1
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def test_the_time_limit_while_the_controller_is_away_is_handed_on(tmp_path: Path) -> None:
+    run = Run(tmp_path, "exit 75")
+    run.stub("scontrol", "echo Unable to contact slurm controller >&2; exit 1")
+    run.stub("squeue", "echo TimeLimit")
+    process = run.start()
+    run.wait_called("scontrol")
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    assert "job 77 goes on" in run.end(process)[1]
+    assert len(run.called("sbatch")) == 1
+
+
 @pytest.mark.parametrize("code", [75, 137])
 @pytest.mark.parametrize(("now", "again"), [("1  ", 1), ("2", 0), ("", 1), ("error", 1)])
 def test_a_run_that_was_given_up_does_not_requeue_the_one_after_it(

@@ -55,32 +55,12 @@ trap 'pass_on TERM' TERM
 trap 'pass_on USR1' USR1
 trap 'pass_on USR2' USR2
 
-say "begins on ${SLURMD_NODENAME:-$(hostname)}, restart ${SLURM_RESTART_COUNT:-0}"
-SECONDS=0
-# By srun and in the background: only steps are told of the end in time, and only a shell that
-# waits runs its traps.
-srun --export=ALL --kill-on-bad-exit=0 --ntasks=2 --cpus-per-task=8 \
-    apptainer exec --nv ensq.sif ensq worker --name ala2 --pack 4 --share 2 --margin=120 &
-worker=$!
-while [ -n "$interrupted" ]; do
-    interrupted=
-    wait "$worker"
-    said=$?
-    [ "$said" = 127 ] || code=$said # 127: it was waited for already
-done
-worker=
-say "the workers left with $code"
-
-if [ "$code" = 0 ]; then # the one that ends last finds no member open
-    srun --export=ALL --ntasks=1 apptainer exec --nv ensq.sif ensq finalize --when-done ala2 ||
-        say "not finalized: ensq status tells why; ensq finalize does it later"
-fi
-
 pause() { # seconds, but no longer than until a SIGTERM
     local end=$((SECONDS + $1))
     while [ -z "$told" ] && [ "$SECONDS" -lt "$end" ]; do sleep 1; done
 }
 
+handed_on=
 short='/home/me/my runs/runs/ala2/slurm'/$me.short # a line for each short run
 is_old() { # a node that was given up and came back: its job runs elsewhere under the same number
     local now mine=${SLURM_RESTART_COUNT:-0}
@@ -93,40 +73,53 @@ is_old() { # a node that was given up and came back: its job runs elsewhere unde
 
 again() { # once: this job goes back into the queue, or else one other takes its place
     ! is_old || return
-    if [ -z "$told" ]; then
-        if [ "$SECONDS" -lt 60 ]; then
-            echo "$SECONDS" >>"$short"
-            if [ "$(wc -l <"$short")" -ge 10 ]; then
-                say "ten runs in a row were short: see why above; ensq submit starts it again"
-                return
-            fi
-            say "left after $SECONDS s: waits, so that it does not go round in circles"
-            pause $((60 - SECONDS))
-        else
-            rm -f "$short"
+    if [ "$SECONDS" -lt 60 ]; then
+        echo "$SECONDS" >>"$short"
+        if [ "$(wc -l <"$short")" -ge 10 ]; then
+            say "ten runs in a row were short: see why above; ensq submit starts it again"
+            return
         fi
-        for seconds in 0 5 15 30 60 120 300 600; do
-            pause "$seconds"
-            [ -z "$told" ] || return
-            answer=$(scontrol requeue "$me" 2>&1)
-            said=$?
-            if [ "$said" = 0 ]; then
-                say "requeued"
-                return
-            elif [ -n "$told" ]; then
-                # SLURM has heard, and ends this run, scontrol with it; or the job was cancelled.
-                say "ended while it was requeued"
-                return
-            fi
-            say "not requeued: $answer ($said)"
-            [ "$said" -le 128 ] || continue # killed: it may have been heard all the same
-            case $answer in
-            *contact* | *ocket* | *imed\ out* | *Zero\ Bytes* | *onnect*) continue ;;
-            esac
-            break
-        done
-        [ -z "$told" ] || return
+        say "left after $SECONDS s: waits, so that it does not go round in circles"
+        pause $((60 - SECONDS))
+    else
+        rm -f "$short"
     fi
+    for seconds in 0 5 15 30 60 120 300 600; do
+        pause "$seconds"
+        if [ -n "$told" ]; then
+            at_limit
+            return
+        fi
+        answer=$(scontrol requeue "$me" 2>&1)
+        said=$?
+        if [ "$said" = 0 ]; then
+            say "requeued"
+            return
+        elif [ -n "$told" ]; then
+            # SLURM has heard, and ends this run, scontrol with it; or the job was cancelled.
+            say "ended while it was requeued"
+            return
+        fi
+        say "not requeued: $answer ($said)"
+        [ "$said" -le 128 ] || continue # killed: it may have been heard all the same
+        case $answer in
+        *contact* | *ocket* | *imed\ out* | *Zero\ Bytes* | *onnect*) continue ;;
+        esac
+        break
+    done
+    [ -n "$told" ] || successor
+}
+
+# A SIGTERM to this script is scancel's or SLURM's, which requeues by itself where it should; but
+# not at the time limit. At once then, since SIGKILL comes soon, also to workers that hang.
+at_limit() {
+    [ -z "$handed_on" ] && [ "$(squeue -h -j "$me" -o %r 2>/dev/null)" = TimeLimit ] || return
+    handed_on=1
+    say "the time limit is there"
+    is_old || successor
+}
+
+successor() {
     element=${SLURM_ARRAY_TASK_ID:-0}
     if answer=$(
         for name in "${!SLURM_@}"; do # of this job, as its count of restarts
@@ -140,15 +133,32 @@ again() { # once: this job goes back into the queue, or else one other takes its
     fi
 }
 
-case $code in
-75) # stopped with work left. A TERM to this script is scancel's or SLURM's, which requeues by
-    # itself where it should, but not at the time limit.
-    if [ -z "$told" ] || [ "$(squeue -h -j "$me" -o %r 2>/dev/null)" = TimeLimit ]; then
-        again
-    fi
-    ;;
-129 | 13[1-9] | 14[0-9] | 15[0-9]) # killed, as for too much memory: three times, unless told
-    if [ -z "$told" ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 3 ]; then again; fi
+say "begins on ${SLURMD_NODENAME:-$(hostname)}, restart ${SLURM_RESTART_COUNT:-0}"
+SECONDS=0
+# By srun and in the background: only steps are told of the end in time, and only a shell that
+# waits runs its traps.
+srun --export=ALL --kill-on-bad-exit=0 --ntasks=2 --cpus-per-task=8 \
+    apptainer exec --nv ensq.sif ensq worker --name ala2 --pack 4 --share 2 --margin=120 &
+worker=$!
+while [ -n "$interrupted" ]; do
+    interrupted=
+    wait "$worker"
+    said=$?
+    [ "$said" = 127 ] || code=$said # 127: it was waited for already
+    [ -z "$told" ] || at_limit
+done
+worker=
+say "the workers left with $code"
+
+if [ "$code" = 0 ]; then # the one that ends last finds no member open
+    srun --export=ALL --ntasks=1 apptainer exec --nv ensq.sif ensq finalize --when-done ala2 ||
+        say "not finalized: ensq status tells why; ensq finalize does it later"
+fi
+
+case $told:$code in
+:75) again ;; # stopped with work left
+:129 | :13[1-9] | :14[0-9] | :15[0-9]) # killed, as for too much memory: three times
+    [ "${SLURM_RESTART_COUNT:-0}" -ge 3 ] || again
     ;;
 esac
 exit "$code"
