@@ -141,13 +141,46 @@ class WorkerInfo:
     pid: int
     pid_start: str  # start time of the process, from /proc
     boot_id: str
-    slurm_job: str | None
+    slurm_job: str | None  # the label, as squeue prints it: 120_3
+    slurm_cluster: str | None = None
+    slurm_job_id: str | None = None  # the number that an element of an array has for itself
+    slurm_step: str | None = None
+    slurm_proc: str | None = None  # rank of the task in its step
+    slurm_restarts: int | None = None  # 0 in the first run; a requeued job keeps its id
+    slurm_node: str | None = None
     device: str | None = None
     lock_byte: int | None = None  # the byte that it holds in the lock file; see ensq.store.locks
     drain: bool = False  # asked to finish its epoch and leave
     started_at: float = 0.0
     last_seen: float = 0.0
     ended_at: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlurmJob:
+    """What SLURM said last of one run of a job. Advice, never proof."""
+
+    cluster: str  # '' where its name is unknown
+    label: str  # as squeue prints it: 123 or 120_3
+    restarts: int  # which run
+    job_id: str
+    name: str
+    state: str  # in SLURM's words: RUNNING, PENDING, NODE_FAIL, …
+    reason: str | None  # why it waits
+    node: str | None
+    submitted_at: float | None  # by the clock of SLURM's controller
+    seen_at: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlurmCluster:
+    """When SLURM was asked last about the jobs of a cluster, and when it answered."""
+
+    cluster: str
+    turn: int  # counts the questions
+    asked_at: float
+    asked_by: str  # id of a worker, or another text
+    answered_at: float | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,8 @@
 runs/<name>/config.yaml
 runs/<name>/seed-<seed>/attempt-<n>/epoch-000012-step-000000.safetensors
 runs/<name>/seed-<seed>/attempt-<n>/result.safetensors
-runs/<name>/logs/<worker>.log
+runs/<name>/logs/<worker>-<claim>.log
+runs/<name>/slurm/workers-<digest>.sh
 runs/<name>/compile-cache/
 runs/<name>/exported_models/
 """
@@ -86,8 +87,9 @@ class RunDir:
         """The folder that one attempt at one member may write to, and nobody else."""
         return self.path / f"seed-{seed}" / f"attempt-{attempt}"
 
-    def log(self, worker_id: str) -> Path:
-        return self.path / "logs" / f"{_UNSAFE.sub('_', worker_id)}.log"
+    def log(self, worker_id: str, claim: int) -> Path:
+        """What a worker's trainer says about the members of one claim."""
+        return self.path / "logs" / f"{_UNSAFE.sub('_', worker_id)}-{claim}.log"
 
     def relative(self, path: Path) -> str:
         """A file's path as the database records it. Raises ValueError if it is not in here."""

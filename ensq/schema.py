@@ -26,7 +26,7 @@ from sqlalchemy import (
 from ensq.jobs import State
 
 # Four digits that count up, so that older and newer can be told apart without Alembic.
-REVISION = "0002"
+REVISION = "0003"
 
 metadata = MetaData(
     naming_convention={
@@ -68,7 +68,15 @@ workers = Table(
     Column("pid", Integer, nullable=False),
     Column("pid_start", Text, nullable=False),
     Column("boot_id", Text, nullable=False),
+    # Who the worker is in SLURM; first the label, as squeue prints it (120_3). A requeued job keeps
+    # it, and its number, so only the count of restarts tells one run from the next.
     Column("slurm_job", Text),
+    Column("slurm_cluster", Text),
+    Column("slurm_job_id", Text),
+    Column("slurm_step", Text),
+    Column("slurm_proc", Text),
+    Column("slurm_restarts", Integer),
+    Column("slurm_node", Text),
     Column("device", Text),
     Column("lock_byte", BigInteger),
     Column("drain", Integer, nullable=False, server_default="0"),
@@ -188,6 +196,33 @@ events = Table(
     Column("kind", Text, nullable=False),
     Column("message", Text, nullable=False),
     Index(None, "ensemble_id", "id"),
+)
+
+# Who asks SLURM about the jobs of a cluster: whoever moves ``turn`` on; see ensq.store.evidence.
+slurm_clusters = Table(
+    "slurm_clusters",
+    metadata,
+    Column("cluster", Text, primary_key=True),  # '' where its name is unknown
+    Column("turn", Integer, nullable=False),
+    Column("asked_at", Float(53), nullable=False),
+    Column("asked_by", Text, nullable=False),
+    Column("answered_at", Float(53)),
+)
+
+# What SLURM said last of each run of a job. Advice for people: no rule of the queue reads it.
+slurm_jobs = Table(
+    "slurm_jobs",
+    metadata,
+    Column("cluster", Text, ForeignKey("slurm_clusters.cluster"), primary_key=True),
+    Column("label", Text, primary_key=True),
+    Column("restarts", Integer, primary_key=True, autoincrement=False),
+    Column("job_id", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("reason", Text),
+    Column("node", Text),
+    Column("submitted_at", Float(53)),
+    Column("seen_at", Float(53), nullable=False),
 )
 
 # What every ensq database has had and will have: how one of ensq's is told from a stranger's.

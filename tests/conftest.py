@@ -13,6 +13,7 @@ from typing import Any
 
 import pg_tools
 import pytest
+import slurm_cluster
 from jaxtyping import install_import_hook
 from train_tools import settings, write_tiny
 
@@ -98,6 +99,22 @@ def postgres(postgres_server: pg_tools.Server, monkeypatch: pytest.MonkeyPatch) 
     if not (postgres_server.data / "postmaster.pid").exists():  # a test stopped it and failed
         postgres_server.start()
     return postgres_server
+
+
+@pytest.fixture(scope="session")
+def session_cluster() -> Iterator[slurm_cluster.Cluster]:
+    made = slurm_cluster.Cluster()
+    yield made
+    made.close()
+    assert slurm_cluster.marked(made.base) == [], "processes of jobs outlive the cluster"
+
+
+@pytest.fixture
+def cluster(session_cluster: slurm_cluster.Cluster) -> Iterator[slurm_cluster.Cluster]:
+    """A running SLURM cluster: all nodes are idle, and no job is left of another test."""
+    session_cluster.restore()
+    yield session_cluster
+    session_cluster.restore()
 
 
 @pytest.fixture

@@ -8,6 +8,9 @@ exception, diverge, mismatch, data, memory, disk, forget (TrainEnded without a r
 (says nothing of the epoch), slow (the epoch takes "slow_seconds", listening), slow_result (that
 long before the result), deaf_start (never ready), no_start (ends before Ready).
 
+"compile_seconds": so long it hears nothing before its first step.
+With "keeps_its_log" it does not turn to the log of each claim.
+
 Its checkpoints and results are sealed JSON files with the losses so far, under the names of the
 real ones. It passes the fault points of the real trainer (see ``ensq.faults``), each once for the
 whole pack.
@@ -24,6 +27,7 @@ import select
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +74,7 @@ class Fake:
         self.events_fd = events_fd
         self.buffer = b""
         self.commands: list[say.Command] = []
+        self.compiled = False
         self.told_to_stop = False  # once and for all, as the real trainer takes it
 
     def tell(self, event: say.Message) -> None:
@@ -90,6 +95,15 @@ class Fake:
             *lines, self.buffer = (self.buffer + data).split(b"\n")
             self.commands += [say.decode_command(line) for line in lines]
 
+    def compile(self) -> None:
+        """Take "compile_seconds" before the first step of this process, deaf, as XLA is."""
+        if not self.compiled and SETTINGS.get("compile_seconds"):
+            self.tell(say.Phase(text="compiling"))
+            until = time.monotonic() + SETTINGS["compile_seconds"]
+            while time.monotonic() < until and os.getppid() != 1:
+                time.sleep(0.05)
+        self.compiled = True
+
     def main(self) -> None:
         faulthandler.enable(all_threads=True)
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
@@ -109,9 +123,21 @@ class Fake:
             if isinstance(command, say.Quit):
                 return
             if isinstance(command, say.Train):
+                turn_to_log(command.log)
                 Training(self, command).run()
             elif isinstance(command, say.Stop):
                 self.tell(say.Stopped(checkpoints={}))
+
+
+def turn_to_log(path: str) -> None:
+    """As the real trainer does: see ``ensq.train.child``."""
+    if SETTINGS.get("keeps_its_log"):
+        return
+    with suppress(OSError):
+        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(log)
 
 
 def rule(do: str, member: say.MemberTask | None, epoch: int) -> dict[str, Any] | None:
@@ -150,6 +176,7 @@ class Training:
         self.history = {job_id: [] for job_id in self.alive}
         everyone = {j: member for j, member in self.alive.items() if not self.adopt(member)}
         places = {job_id: self.resume(member) for job_id, member in everyone.items()}
+        self.fake.compile()
         faults.point("trainer.compiled")
         for place in sorted(set(places.values()), reverse=True):
             self.alive = {j: member for j, member in everyone.items() if places[j] == place}

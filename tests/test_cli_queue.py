@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ensemble_tools import ensq
+from ensemble_tools import ensq, with_losses
 from store_tools import claim_of, point, record, train
 from worker_tools import Queue, finish
 
@@ -45,6 +45,19 @@ def test_held_members_are_not_claimed_until_released(queue: Queue) -> None:
     assert queue.job.state is State.QUEUED
     done = ensq("hold", "e", "--seed", "9", cwd=queue.folder)
     assert (done.returncode, "no seed 9" in done.stderr) == (2, True)
+
+
+def test_finalize_when_done_waits_for_the_last_member_without_an_error(tmp_path: Path) -> None:
+    """So that each of several batch jobs may call it at its end."""
+    store, ensemble = with_losses(tmp_path, [1.0, None])
+    store.close()
+    command = ("finalize", ensemble.name, "--when-done")
+    said = out(*command, cwd=tmp_path)
+    assert said == "not finalized yet: 1 of 2 members are open\n"
+    assert "not done" in ensq("finalize", ensemble.name, cwd=tmp_path).stderr
+    out("cancel", ensemble.name, cwd=tmp_path)
+    done = ensq(*command, cwd=tmp_path)
+    assert (done.returncode, "cancelled" in done.stderr) == (1, True), done.stderr
 
 
 def test_status_names_the_way_on_when_all_are_held(queue: Queue) -> None:
@@ -104,7 +117,7 @@ def test_drain_makes_workers_leave_after_their_epoch(tmp_path: Path) -> None:
         queue.wait(lambda job: job.epoch >= 2)
         assert "asked to leave" in out("drain", cwd=tmp_path)
         code, text = finish(worker)
-    assert code == 75
+    assert code == 0
     assert "asked this worker to leave" in text
     job = queue.job
     assert (job.state, job.interruptions, job.stalls) == (State.QUEUED, 1, 0)

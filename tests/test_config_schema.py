@@ -16,7 +16,7 @@ from ensq import config
 from ensq.config.output import json_schema, schema_text, to_yaml
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 COMMITTED = ROOT / "configs" / "config.schema.json"
 
 

@@ -17,7 +17,7 @@ from ensq.enqueue import check
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 TEMPLATE = CONFIGS / "config_template.yaml"
-FILES = sorted(CONFIGS.glob("*.yaml"))
+FILES = sorted(CONFIGS.rglob("*.yaml"))
 
 
 def differences(tree: Any, struct: type[Struct], at: str = "") -> list[str]:
@@ -47,6 +47,7 @@ def test_there_are_the_examples_and_the_template() -> None:
     assert {file.name for file in FILES} >= {
         *("ala2.yaml", "ala2_long.yaml", "chignolin.yaml", "chignolin_long.yaml"),
         *("two_peptides.yaml", "config_template.yaml"),
+        *("a100_4gpu.yaml", "one_hour_limit.yaml", "postgresql.yaml"),
     }
 
 

@@ -53,11 +53,14 @@ RULES: dict[str, frozenset[str]] = {
         ),
         "ensq.migrate": "alembic sqlalchemy ensq ensq.schema ensq.store ensq.errors",
         "ensq.enqueue": ("yaml ensq.config ensq.data ensq.errors ensq.jobs ensq.rundir ensq.store"),
+        "ensq.submit": "ensq.config ensq.errors ensq.jobs ensq.rundir ensq.slurm ensq.store",
         "ensq.worker": (
-            "msgspec ensq.worker ensq.store ensq.jobs ensq.rundir ensq.slurm ensq.errors "
+            "msgspec ensq ensq.worker ensq.store ensq.jobs ensq.rundir ensq.slurm ensq.errors "
             "ensq.faults ensq.config ensq.data ensq.progress"
         ),
         "ensq.local": "ensq.worker ensq.errors",
+        # JAX is asked in a child process.
+        "ensq.doctor": "ensq ensq.doctor ensq.errors ensq.schema ensq.slurm ensq.store",
         "ensq.progress": "ensq.jobs ensq.text",
         "ensq.selection": "numpy ensq.jobs",
         # Fits of priors: numbers; files; pictures (matplotlib is imported when one is drawn).
@@ -82,10 +85,10 @@ RULES: dict[str, frozenset[str]] = {
             "ensq.train"
         ),
         "ensq.cli": (
-            "ensq.boltzmann ensq.plots ensq.priorfiles "
+            "ensq.boltzmann ensq.doctor ensq.plots ensq.priorfiles msgspec "
             "click ensq ensq.cli ensq.config ensq.enqueue ensq.errors ensq.exports ensq.finalize "
             "ensq.jobs ensq.local ensq.migrate ensq.progress ensq.reexport ensq.rundir ensq.store "
-            "ensq.text ensq.worker"
+            "ensq.slurm ensq.submit ensq.text ensq.worker"
         ),
         "ensq.train": (
             "numpy msgspec google ensq ensq.train ensq.config ensq.data ensq.errors ensq.jobs "

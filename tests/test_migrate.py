@@ -39,6 +39,8 @@ def upgrade():
 DIGESTS = {
     "0001.db": "ee6b50bfc29c8d16c9b46b32f45cf0259ff5e1a46f0500142286f8a575cc8e7e",
     "0001.json": "b148f4001caf6e89cce391bfe883eca7c116c1a204e145cfecc4a1ca5faf8de7",
+    "0002.db": "66dda67e9e3e4dcba25a0ee493763ac7f6cdcdbf28cd61921404201b5deff6a9",
+    "0002.json": "2077349c2137b90bc91517cc68b9d3738b13d14103e285d5a86aff4dad67cb36",
 }
 
 
@@ -67,10 +69,15 @@ def empty(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     return golden.place(request, tmp_path, monkeypatch)
 
 
+@pytest.fixture(params=golden.REVISIONS)
+def revision(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture
-def old(empty: str) -> str:
-    """A database of revision 0001 with rows of every kind, on both engines."""
-    return golden.golden("0001", empty)
+def old(empty: str, revision: str) -> str:
+    """A database of an earlier revision with rows of every kind, on both engines."""
+    return golden.golden(revision, empty)
 
 
 def test_newest_migration_is_the_revision_of_the_schema() -> None:
@@ -79,12 +86,13 @@ def test_newest_migration_is_the_revision_of_the_schema() -> None:
     assert [name[:4] for name in names] == [f"{number:04}" for number in range(1, len(names) + 1)]
 
 
-def test_golden_databases_are_as_they_were_made(tmp_path: Path) -> None:
+def test_golden_databases_are_as_they_were_made(tmp_path: Path, revision: str) -> None:
     assert {name: sha256_file(golden.FOLDER / name) for name in DIGESTS} == DIGESTS
-    rows = golden.rows_of(golden.golden_sqlite("0001", tmp_path / "q.db"))
-    assert rows.pop("alembic_version") == [{"version_num": "0001"}]
-    assert rows == golden.golden_rows("0001")
-    assert {job["state"] for job in rows["jobs"]} == {
+    rows = golden.rows_of(golden.golden_sqlite(revision, tmp_path / "q.db"))
+    assert rows.pop("alembic_version") == [{"version_num": revision}]
+    assert rows == golden.golden_rows(revision)
+    held = set() if revision == "0001" else {"held"}
+    assert {job["state"] for job in rows["jobs"]} == held | {
         *("queued", "running", "done", "failed", "cancelled")
     }
 
@@ -95,21 +103,23 @@ def test_every_released_revision_has_a_golden_database() -> None:
     assert {path.stem for path in golden.FOLDER.glob("*.db")} >= released
 
 
-def test_upgraded_sqlite_database_has_the_schema_of_a_fresh_one(tmp_path: Path) -> None:
+def test_upgraded_sqlite_database_has_the_schema_of_a_fresh_one(
+    tmp_path: Path, revision: str
+) -> None:
     fresh, old = tmp_path / "fresh.db", tmp_path / "old.db"
     assert migrate.create_or_upgrade(fresh) is None
     wanted = tables_as_sql(fresh)
     assert len(wanted) > 10
     assert tables_as_sql(from_nothing(tmp_path / "nothing.db")) == wanted
-    golden.golden_sqlite("0001", old)
+    golden.golden_sqlite(revision, old)
     assert tables_as_sql(old) != wanted
-    assert golden.quickly(old) == "0001"
+    assert golden.quickly(old) == revision
     assert tables_as_sql(old) == wanted
     assert check(old) == check(tmp_path / "nothing.db") == []
 
 
-def test_upgraded_schema_is_that_of_a_fresh_one_on_both_engines(old: str) -> None:
-    assert golden.quickly(old) == "0001"
+def test_upgraded_schema_is_that_of_a_fresh_one_on_both_engines(old: str, revision: str) -> None:
+    assert golden.quickly(old) == revision
     upgraded = golden.schema_of(old)
     database = Database(Target.parse(old))
     with database.write() as connection:
@@ -136,12 +146,23 @@ def test_comparison_of_schemas_sees_each_difference(statement: str, empty: str) 
     assert golden.schema_of(empty) != before
 
 
-def test_golden_rows_survive_the_upgrade(old: str) -> None:
-    assert golden.quickly(old) == "0001"
+def test_golden_rows_survive_the_upgrade(old: str, revision: str) -> None:
+    assert golden.quickly(old) == revision
     assert migrate.current(old) == schema.REVISION
     found = golden.rows_of(old)
     assert check(old) == []
-    wanted = golden.golden_rows("0001")
+    wanted = golden.golden_rows(revision)
+    if revision == "0001":
+        as_of_0002(wanted)
+    for worker in wanted["workers"]:
+        names = ("cluster", "job_id", "step", "proc", "restarts", "node")
+        worker |= {f"slurm_{name}": None for name in names}
+    wanted |= {"slurm_clusters": [], "slurm_jobs": []}
+    assert found.pop("alembic_version") == [{"version_num": schema.REVISION}]
+    assert found == wanted
+
+
+def as_of_0002(wanted: golden.Tables) -> None:
     for job in wanted["jobs"]:
         running = job.pop("lease_until") is not None
         losses = {41: 1, 48: 2, 49: 1}.get(job["seed"], 0)
@@ -157,10 +178,9 @@ def test_golden_rows_survive_the_upgrade(old: str) -> None:
         attempt |= {"start_step": 0, "end_step": 0 if ended else None, "log_tail": None}
     for worker in wanted["workers"]:
         worker |= {"lock_byte": None, "drain": 0}
-    assert found.pop("alembic_version") == [{"version_num": schema.REVISION}]
-    assert found == wanted
 
 
+@pytest.mark.parametrize("revision", ["0001"], indirect=True)
 def test_losses_are_told_from_interruptions_since_the_last_retry_only(old: str) -> None:
     """Seed 47 was lost once, failed, and was retried by a person: its counts began again."""
     (job,) = (job for job in golden.golden_rows("0001")["jobs"] if job["seed"] == 47)
@@ -276,7 +296,7 @@ def with_next(
 
 
 def test_later_migrations_follow_with_the_data(
-    old: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    old: str, revision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     golden.quickly(old)
     with_next(tmp_path, monkeypatch, NEXT)
@@ -296,7 +316,7 @@ def test_later_migrations_follow_with_the_data(
     ],
 )
 def test_migration_that_fails_changes_nothing(
-    more: str, words: str, old: str, tmp_path: Path
+    more: str, words: str, old: str, revision: str, tmp_path: Path
 ) -> None:
     before, shape = golden.rows_of(old), golden.schema_of(old)
     with pytest.MonkeyPatch.context() as patch:
@@ -305,7 +325,7 @@ def test_migration_that_fails_changes_nothing(
             golden.quickly(old)
     assert golden.rows_of(old) == before
     assert golden.schema_of(old) == shape
-    assert golden.quickly(old) == "0001"
+    assert golden.quickly(old) == revision
 
 
 KILLED = """
@@ -319,7 +339,9 @@ quickly(sys.argv[3])
 """
 
 
-def test_upgrade_that_is_killed_half_way_changes_nothing(old: str, tmp_path: Path) -> None:
+def test_upgrade_that_is_killed_half_way_changes_nothing(
+    old: str, revision: str, tmp_path: Path
+) -> None:
     before, shape = golden.rows_of(old), golden.schema_of(old)
     with pytest.MonkeyPatch.context() as patch:
         with_next(tmp_path, patch, NEXT + "    import os; os.kill(os.getpid(), 9)\n")
@@ -333,7 +355,7 @@ def test_upgrade_that_is_killed_half_way_changes_nothing(old: str, tmp_path: Pat
     )
     assert killed.returncode == -9
     assert (golden.rows_of(old), golden.schema_of(old)) == (before, shape)
-    assert golden.quickly(old, copy_first=False) == "0001"
+    assert golden.quickly(old, copy_first=False) == revision
     assert check(old) == []
 
 
@@ -350,13 +372,13 @@ def work(number, meet):
 """
 
 
-def test_eight_upgrades_at_once_are_one(old: str, tmp_path: Path) -> None:
+def test_eight_upgrades_at_once_are_one(old: str, revision: str, tmp_path: Path) -> None:
     tools.in_processes(8, Path(old) if "://" not in old else old, RACE)  # type: ignore[arg-type]
     said = sorted((tmp_path / "said").read_text().split())
-    assert said == ["0001"] + 7 * [LAST]
-    assert len(list(tmp_path.glob("*.backup-0001*"))) == 1
+    assert said == [revision] + 7 * [LAST]
+    assert len(list(tmp_path.glob(f"*.backup-{revision}*"))) == 1
     assert check(old) == []
-    assert len(golden.rows_of(old)["jobs"]) == len(golden.golden_rows("0001")["jobs"])
+    assert len(golden.rows_of(old)["jobs"]) == len(golden.golden_rows(revision)["jobs"])
 
 
 def test_missing_migrations_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

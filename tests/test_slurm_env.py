@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import stat
 import time
 from pathlib import Path
@@ -54,7 +55,7 @@ def test_a_plain_job_is_called_by_its_id() -> None:
         ("02:03:04", 7384.0),
         ("9:58\n", 598.0),
         ("0:00", 0.0),
-        ("UNLIMITED", None),
+        ("UNLIMITED", math.inf),
         ("NOT_SET", None),
         ("INVALID", None),
         ("", None),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import signal
 import sqlite3
 import stat
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pg_tools
@@ -316,6 +318,61 @@ def test_read_only_open_works_in_a_folder_that_cannot_be_written(
     assert done.stdout == "3 []\nclosed\n", done.stderr
     assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
     assert os.listdir(public_folder) == ["q.db"]
+
+
+_DIES = """
+import os, signal, sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("PRAGMA cache_size = 5")  # so that changed pages go to the file before the end
+connection.execute("BEGIN EXCLUSIVE")
+connection.execute("UPDATE events SET message = upper(message)")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def half_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """A database whose writer died amid a transaction; how many messages it has."""
+    monkeypatch.setattr(engine_module, "journal_for", lambda path: "delete")
+    made(path)
+    with sqlite3.connect(path) as connection:
+        (before,) = connection.execute("SELECT count(*) FROM events").fetchone()
+        connection.executemany(
+            "INSERT INTO events (kind, message, time) VALUES ('test', ?, 0)", [("a" * 500,)] * 1000
+        )
+    connection.close()
+    done = subprocess.run([sys.executable, "-c", _DIES, path])
+    assert done.returncode == -signal.SIGKILL
+    assert Path(f"{path}-journal").stat().st_size > 100_000
+    return 1000 + int(before)
+
+
+def test_what_a_dead_writer_left_is_undone_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On network file systems: there the journal is one of rollback."""
+    path = tmp_path / "q.db"
+    count = half_written(path, monkeypatch)
+    with closing(engine_module.connect_read_only(Target.parse(path), 1.0)) as connection:
+        found = connection.execute("SELECT count(*) FROM events WHERE message GLOB '*A*'")
+        assert found.fetchone() == (0,)
+        assert connection.execute("SELECT count(*) FROM events").fetchone() == (count,)
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            connection.execute("DELETE FROM events")
+
+
+def test_who_may_not_undo_it_is_told_and_reads_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "q.db"
+    half_written(path, monkeypatch)
+    connect = engine_module.connect_sqlite
+
+    def read_only(target: Target, parameters: str, timeout: float) -> sqlite3.Connection:
+        return connect(target, parameters.replace("mode=rw", "mode=ro"), timeout)
+
+    monkeypatch.setattr(engine_module, "connect_sqlite", read_only)
+    with pytest.raises(DatabaseError, match=r"died amid a change .* let its owner"):
+        engine_module.connect_read_only(Target.parse(path), 1.0)
 
 
 def test_database_that_is_locked_for_too_long_is_named(tmp_path: Path) -> None:

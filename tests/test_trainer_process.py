@@ -17,7 +17,7 @@ from train_tools import Listener, Undisturbed, settings, task, train_command, wr
 from ensq import faults
 from ensq.errors import CheckpointError, DataError, DiskError, MismatchError
 from ensq.rundir import RunDir
-from ensq.train import checkpoint, child
+from ensq.train import checkpoint, child, environment
 from ensq.train.trainer import Trainer
 from ensq.worker import protocol
 
@@ -221,3 +221,67 @@ def test_the_points_of_the_trainer_are_passed_in_their_order(
         "trainer.step", "trainer.validated", "trainer.checkpointed", "trainer.told",
         "trainer.result",
     ]  # fmt: skip
+
+
+# -- logs --------------------------------------------------------------------------------------
+
+TURNS = """
+import os, subprocess, sys
+from ensq.train import child
+child.leave_traces()
+print("before")
+child.turn_to_log(sys.argv[1])
+print("after", flush=True)
+os.write(2, b"native code\\n")
+subprocess.run(["echo", "a process that it started"])
+if sys.argv[2] == "crash":
+    os.abort()
+"""
+
+
+@pytest.mark.parametrize("end", ["quit", "crash"])
+def test_all_that_is_said_after_turning_to_a_log_is_in_it(tmp_path: Path, end: str) -> None:
+    first, second = tmp_path / "first.log", tmp_path / "second.log"
+    second.write_text("the first lines\n")
+    with first.open("wb") as output:
+        done = subprocess.run(
+            [sys.executable, "-c", TURNS, str(second), end],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        )
+    assert done.returncode == (0 if end == "quit" else -signal.SIGABRT)
+    assert first.read_text() == "before\n"
+    text = second.read_text()
+    lines = text.splitlines()
+    assert lines[0] == "the first lines"
+    assert lines[1].startswith("JAX sees ") and "this trainer computes on" in lines[1]
+    assert "jaxlib " in lines[2]
+    assert lines[3:6] == ["after", "native code", "a process that it started"]
+    assert ("Fatal Python error: Aborted" in text) is (end == "crash")
+
+
+def test_a_log_that_can_not_be_opened_changes_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    child.turn_to_log(str(tmp_path / "no such folder" / "log"))
+    print("still here", flush=True)
+    assert "still here" in capfd.readouterr().out
+
+
+def test_devices_beyond_the_first_are_named_and_not_claimed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Device:
+        device_kind = "NVIDIA H100"
+
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def __str__(self) -> str:
+            return f"cuda:{self.number}"
+
+    monkeypatch.setattr("jax.devices", lambda: [Device(0), Device(1)])
+    assert environment.devices_in_words() == (
+        "JAX sees cuda:0 (NVIDIA H100), cuda:1 (NVIDIA H100); this trainer computes on cuda:0 alone"
+    )

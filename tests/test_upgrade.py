@@ -22,19 +22,40 @@ from ensq.store.checks import check
 from ensq.store.engine import Database
 from ensq.store.target import Target
 
-# What a worker of 0001 does for its lease, and for the next job that it takes.
-RENEW = "UPDATE jobs SET lease_until = lease_until + 15 WHERE seed = 41"
-TAKE = (
-    "UPDATE jobs SET state = 'running', attempt = 3, owner = 'w2', lease_until = 9e9 "
-    "WHERE seed = 45"
-)
+# What a worker of a revision does for its lease, for the next job that it takes, and for longer
+# leases.
+RENEW = {
+    "0001": "UPDATE jobs SET lease_until = lease_until + 15 WHERE seed = 41",
+    "0002": "UPDATE jobs SET beat = beat + 1 WHERE seed = 41",
+}
+TAKE = {
+    "0001": (
+        "UPDATE jobs SET state = 'running', attempt = 3, owner = 'w2', lease_until = 9e9 "
+        "WHERE seed = 45"
+    ),
+    "0002": (
+        "UPDATE jobs SET state = 'running', attempt = 3, owner = 'w2', lease_seconds = 60, "
+        "beat = beat + 1 WHERE seed = 45"
+    ),
+}
+LONGER = {
+    "0001": "UPDATE jobs SET lease_until = lease_until + 240 WHERE seed = 41",
+    "0002": "UPDATE jobs SET lease_seconds = lease_seconds + 240 WHERE seed = 41",
+}
 MINE = "UPDATE workers SET host = :host, boot_id = :boot, pid = :pid, pid_start = :start"
 
 
+@pytest.fixture(params=golden.REVISIONS)
+def revision(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
-def old(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A database of revision 0001 with two members held by a worker of another host."""
-    return golden.golden("0001", golden.place(request, tmp_path, monkeypatch))
+def old(
+    request: pytest.FixtureRequest, revision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """A database of an earlier revision with two members held by a worker of another host."""
+    return golden.golden(revision, golden.place(request, tmp_path, monkeypatch))
 
 
 def at_second(number: int, do: Callable[[], Any]) -> dict[str, Any]:
@@ -88,10 +109,10 @@ def test_silent_workers_are_watched_for_one_lease_and_then_taken_for_dead(old: s
     ],
 )
 def test_worker_of_another_host_that_lives_forbids_the_upgrade(
-    second: int, statement: str, words: str, old: str, tmp_path: Path
+    second: int, statement: dict[str, str], words: str, old: str, revision: str, tmp_path: Path
 ) -> None:
     def live() -> None:
-        golden.execute(old, statement)
+        golden.execute(old, statement[revision])
         after.update(golden.rows_of(old))
 
     after: golden.Tables = {}
@@ -105,46 +126,53 @@ def test_worker_of_another_host_that_lives_forbids_the_upgrade(
 
 
 def test_without_the_watch_an_upgrade_under_a_living_worker_goes_through(
-    old: str, monkeypatch: pytest.MonkeyPatch
+    old: str, revision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Negative control of the test before: it is the watch, and nothing else, that refuses."""
     monkeypatch.setattr(holders, "require_silent", lambda *arguments: None)
     monkeypatch.setattr(migrate, "require_silent", lambda *arguments: None)
-    assert golden.quickly(old, **at_second(1, lambda: golden.execute(old, RENEW))) == "0001"
+    assert (
+        golden.quickly(old, **at_second(1, lambda: golden.execute(old, RENEW[revision])))
+        == revision
+    )
 
 
-def wakes_at_the_last_moment(old: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def wakes_at_the_last_moment(old: str, revision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the watch and the upgrade's transaction the worker gives a sign of life."""
     watch = migrate.watch
 
     def then_renew(*arguments: Any) -> Any:
         silent = watch(*arguments)
-        golden.execute(old, RENEW)
+        golden.execute(old, RENEW[revision])
         return silent
 
     monkeypatch.setattr(migrate, "watch", then_renew)
 
 
 def test_worker_that_wakes_after_the_watch_forbids_the_upgrade(
-    old: str, monkeypatch: pytest.MonkeyPatch
+    old: str, revision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wakes_at_the_last_moment(old, monkeypatch)
+    wakes_at_the_last_moment(old, revision, monkeypatch)
     with pytest.raises(MismatchError, match="gave a sign of life"):
         golden.quickly(old)
-    assert migrate.current(old) == "0001"
+    assert migrate.current(old) == revision
 
 
-def test_without_the_second_look_it_would_not(old: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    wakes_at_the_last_moment(old, monkeypatch)
+def test_without_the_second_look_it_would_not(
+    old: str, revision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wakes_at_the_last_moment(old, revision, monkeypatch)
     monkeypatch.setattr(migrate, "require_silent", lambda *arguments: None)
-    assert golden.quickly(old) == "0001"
+    assert golden.quickly(old) == revision
 
 
-def test_process_that_lives_on_this_host_forbids_the_upgrade_at_once(old: str) -> None:
+def test_process_that_lives_on_this_host_forbids_the_upgrade_at_once(
+    old: str, revision: str
+) -> None:
     pretend(old, os.getpid(), process.start_time(os.getpid()))
     with pytest.raises(MismatchError, match=f"process {os.getpid()}.*which lives"):
         migrate.create_or_upgrade(old, sleep=lambda seconds: pytest.fail("it waited"))
-    assert migrate.current(old) == "0001"
+    assert migrate.current(old) == revision
 
 
 def test_process_that_is_gone_is_not_waited_for(old: str) -> None:
@@ -159,24 +187,26 @@ def test_process_that_is_gone_is_not_waited_for(old: str) -> None:
     assert migrate.current(old) == schema.REVISION
 
 
-def test_another_upgrade_that_is_faster_is_no_sign_of_life(old: str, tmp_path: Path) -> None:
+def test_another_upgrade_that_is_faster_is_no_sign_of_life(
+    old: str, revision: str, tmp_path: Path
+) -> None:
     """Though it changes all that this one is watching, and the names of it."""
     faster: list[str | None] = []
     waiting = at_second(30, lambda: faster.append(golden.quickly(old)))
     assert golden.quickly(old, **waiting) == schema.REVISION
-    assert faster == ["0001"]
+    assert faster == [revision]
     assert len(copies(tmp_path)) == 1
     assert check(old) == []
 
 
-def test_longer_leases_are_watched_for_longer(old: str) -> None:
-    golden.execute(old, "UPDATE jobs SET lease_until = lease_until + 240 WHERE seed = 41")
+def test_longer_leases_are_watched_for_longer(old: str, revision: str) -> None:
+    golden.execute(old, LONGER[revision])
     with pytest.raises(MismatchError, match="sign of life"):
-        golden.quickly(old, **at_second(290, lambda: golden.execute(old, RENEW)))
+        golden.quickly(old, **at_second(290, lambda: golden.execute(old, RENEW[revision])))
 
 
-def test_copy_comes_first_and_never_over_another(old: str, tmp_path: Path) -> None:
-    name = backup.usual_path(Target.parse(old), "-0001").name
+def test_copy_comes_first_and_never_over_another(old: str, revision: str, tmp_path: Path) -> None:
+    name = backup.usual_path(Target.parse(old), f"-{revision}").name
     (tmp_path / name).write_text("precious")
     if "://" not in old:
         Path(old).chmod(0o640)
@@ -189,7 +219,11 @@ def test_copy_comes_first_and_never_over_another(old: str, tmp_path: Path) -> No
     copy = tmp_path / f"{name}-2"
     if "://" in old:
         restore(old, copy)
-        assert golden.rows_of(old) == before
+        found = golden.rows_of(old)
+        later = {name: found.pop(name) for name in set(found) - set(before)}
+        assert found == before
+        assert later == {"slurm_clusters": [], "slurm_jobs": []}
+        assert golden.quickly(old, copy_first=False) == revision
     else:
         assert golden.rows_of(str(copy)) == before
         assert stat.S_IMODE(copy.stat().st_mode) == 0o640
@@ -227,10 +261,10 @@ def writes_during_the_copy(old: str, monkeypatch: pytest.MonkeyPatch) -> list[st
 
 
 def test_nothing_is_written_between_the_copy_and_the_change(
-    old: str, monkeypatch: pytest.MonkeyPatch
+    old: str, revision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     went = writes_during_the_copy(old, monkeypatch)
-    assert golden.quickly(old) == "0001"
+    assert golden.quickly(old) == revision
     assert went == ["kept out"]
 
 
@@ -258,39 +292,41 @@ def without_pg_dump(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 @pytest.mark.parametrize("old", ["postgresql"], indirect=True)
 def test_without_pg_dump_an_upgrade_is_refused_unless_told_otherwise(
-    old: str, without_pg_dump: None
+    old: str, revision: str, without_pg_dump: None
 ) -> None:
     with pytest.raises(DatabaseError, match="no pg_dump on PATH") as caught:
         golden.quickly(old)
     assert "pg_dump --format=custom --file=FILE" in str(caught.value)
     assert "`ensq db upgrade --no-backup`" in str(caught.value)
-    assert migrate.current(old) == "0001"
-    assert golden.quickly(old, copy_first=False) == "0001"
+    assert migrate.current(old) == revision
+    assert golden.quickly(old, copy_first=False) == revision
 
 
 @pytest.mark.parametrize("old", ["sqlite"], indirect=True)
 def test_copy_and_upgrade_work_with_a_rollback_journal(
-    old: str, monkeypatch: pytest.MonkeyPatch
+    old: str, revision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a network file system: a reader beside the writer, then the writer alone."""
     monkeypatch.setattr(filesystem, "LOCAL", frozenset())
     went = writes_during_the_copy(old, monkeypatch)
-    assert golden.quickly(old) == "0001"
+    assert golden.quickly(old) == revision
     assert went == ["kept out"]
     assert not Path(f"{old}-wal").exists()
     assert check(old) == []
 
 
-def test_copy_can_be_left_out(old: str, tmp_path: Path) -> None:
-    assert golden.quickly(old, copy_first=False) == "0001"
+def test_copy_can_be_left_out(old: str, revision: str, tmp_path: Path) -> None:
+    assert golden.quickly(old, copy_first=False) == revision
     assert copies(tmp_path) == []
 
 
-def test_copy_that_fails_forbids_the_upgrade(old: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copy_that_fails_forbids_the_upgrade(
+    old: str, revision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(backup, "_flush", full)
     with pytest.raises(Exception, match="No space left on device"):
         golden.quickly(old)
-    assert migrate.current(old) == "0001"
+    assert migrate.current(old) == revision

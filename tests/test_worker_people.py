@@ -16,7 +16,9 @@ import pytest
 import store_tools
 from worker_tools import Queue, finish, fork_worker, trainer_of, wait_until
 
+from ensq.cli import run
 from ensq.jobs import Outcome, State
+from ensq.local import LocalResult
 from ensq.store import EventKind, Store, check
 from ensq.worker.pack import PackSession
 
@@ -73,13 +75,13 @@ def test_a_hold_that_is_taken_back_in_time_changes_nothing(tmp_path: Path) -> No
     assert queue.job.attempt == 1
 
 
-def test_a_worker_that_is_drained_saves_and_leaves_with_75(tmp_path: Path) -> None:
+def test_a_worker_that_is_drained_saves_and_leaves_with_0(tmp_path: Path) -> None:
     queue = Queue(tmp_path, seeds=2, epochs=60)
     with queue.worker(settings=QUICK, lease_seconds=0.8) as worker:
         job = queue.wait(lambda job: job.epoch >= 2)
         assert queue.store.drain() == [job.owner]
         code, text = finish(worker)
-    assert code == 75
+    assert code == 0  # 75 would have the job requeued
     assert "a person asked this worker to leave" in text
     first, second = queue.jobs
     assert (first.state, first.interruptions, first.stalls) == (State.QUEUED, 1, 0)
@@ -88,6 +90,21 @@ def test_a_worker_that_is_drained_saves_and_leaves_with_75(tmp_path: Path) -> No
     assert queue.store.attempts(first.id)[0].outcome is Outcome.INTERRUPTED
     assert queue.work(settings={})[0] == 0
     queue.require_sound()
+
+
+def test_a_run_whose_workers_were_sent_away_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their exit code 0 does not mean that all is trained."""
+    queue = Queue(tmp_path)
+    ensemble = queue.store.ensemble("e")
+    assert ensemble is not None
+    log = tmp_path / "log"
+    monkeypatch.setattr("ensq.local.run_local", lambda options: LocalResult(
+        exit_code=0, codes=(0,), logs=(log,)))  # fmt: skip
+    assert run._train(queue.store, ensemble, queue.url, 1, 1, False) == 75
+    queue.store.hold("e")  # held ones are not waited for
+    assert run._train(queue.store, ensemble, queue.url, 1, 1, False) == 0
 
 
 def test_a_worker_that_waits_for_work_can_be_drained(tmp_path: Path) -> None:
@@ -100,7 +117,7 @@ def test_a_worker_that_waits_for_work_can_be_drained(tmp_path: Path) -> None:
             assert queue.store.drain([mine]) == [mine]
             code, text = finish(idle)
         assert busy.poll() is None
-    assert code == 75
+    assert code == 0
     assert "stopped (a person asked this worker to leave) with work left" in text
 
 

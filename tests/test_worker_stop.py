@@ -146,6 +146,7 @@ def test_a_worker_stops_by_itself_before_the_time_limit(
     tmp_path: Path, fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake({"do": "slow", "epoch": 3, "attempt": 1})
+    monkeypatch.setattr("ensq.worker.timing.FIRST", 1.0)  # a fake trainer starts at once
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 3))
     queue = Queue(tmp_path)
@@ -386,7 +387,7 @@ def test_the_trainer_is_single_threaded_without_a_gpu_unless_told_otherwise(
     assert (one["NPROC"], one["OMP_NUM_THREADS"]) == ("1", "1")
     told = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=true", "NPROC": "8"}
     assert child_environment(told).items() >= told.items()
-    monkeypatch.setattr("ensq.worker.child.gpus_to_use", lambda environment: ["0"])
+    monkeypatch.setattr("ensq.worker.devices.gpus_to_use", lambda environment: ["0"])
     assert "NPROC" not in child_environment({})
 
 

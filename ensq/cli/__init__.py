@@ -18,6 +18,7 @@ _COMMANDS = {
     "run": ("run", "Enqueue, train on this machine, and finalize."),
     "enqueue": ("enqueue", "Write one row per seed into the queue."),
     "worker": ("worker", "Claim members and train them; also under srun."),
+    "submit": ("submit", "An array of workers into SLURM's queue."),
     "status": ("status", "Who does what, how far, how good, when done."),
     "finalize": ("finalize", "Statistics, best model and exports."),
     "export": ("export", "One member, or a checkpoint, as a model file."),
@@ -31,6 +32,7 @@ _COMMANDS = {
     "config": ("config", "Check a configuration, or show it in full."),
     "priors": ("priors", "Fit priors to data by Boltzmann inversion."),
     "db": ("db", "Check, back up or upgrade the database."),
+    "doctor": ("doctor", "Look at machine, database and SLURM."),
 }
 
 

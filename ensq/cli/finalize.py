@@ -20,11 +20,16 @@ from ensq.cli.common import (
 if TYPE_CHECKING:
     from ensq.exports import Priors
     from ensq.finalize import Finalized, MemberReport
+    from ensq.jobs import Ensemble
+    from ensq.store import Store
 
 
 @click.command()
 @click.argument("name", required=False)
 @finalize_options
+@click.option(
+    "--when-done", is_flag=True, help="Do nothing, without an error, while members are open."
+)
 @click.option(
     "--priors",
     type=click.Choice(["embedded", "native"]),
@@ -47,6 +52,7 @@ def finalize(
     db: str | None,
     export_dir: str | None,
     allow_missing: bool,
+    when_done: bool,
     priors: Priors | None,
     ensemble_mean: bool | None,
     reference_energies: bool | None,
@@ -61,6 +67,9 @@ def finalize(
 
     with Store.open(url_of(db), read_only=True) as store:
         ensemble = only_ensemble(store, name)
+        if when_done and (waiting := _still_open(store, ensemble)):
+            click.echo(waiting)
+            return
         from ensq.finalize import finalize as write
 
         done = write(
@@ -74,6 +83,15 @@ def finalize(
             say=lambda text: click.echo(f"{text} …", err=True),
         )
     show(done, json_)
+
+
+def _still_open(store: Store, ensemble: Ensemble) -> str | None:
+    """A line on members that have not ended; None if there are none."""
+    from ensq.jobs import TERMINAL
+
+    jobs = store.jobs(ensemble.id)
+    count = sum(job.state not in TERMINAL for job in jobs)
+    return f"not finalized yet: {count} of {len(jobs)} members are open" if count else None
 
 
 def show(done: Finalized, json_: bool) -> None:

@@ -90,7 +90,8 @@ def _train(
     store: Store, ensemble: Ensemble, url: str, workers: int | None, pack: int, json_: bool
 ) -> int | None:
     """Train what is left with local workers; None if nothing was."""
-    from ensq.jobs import TERMINAL
+    from ensq.errors import EXIT_INTERRUPTED, EXIT_OK
+    from ensq.jobs import TERMINAL, State
     from ensq.local import LocalOptions, number_of_workers, run_local
     from ensq.progress import Display
     from ensq.rundir import RunDir
@@ -116,8 +117,12 @@ def _train(
             tick=lambda: display.update(ensemble, store.jobs(ensemble.id)),
         )
     )
-    display.close(ensemble, store.jobs(ensemble.id))
+    members = store.jobs(ensemble.id)
+    display.close(ensemble, members)
     _show_trouble(result)
+    open_ones = [job for job in members if job.state in (State.QUEUED, State.RUNNING)]
+    if result.exit_code == EXIT_OK and open_ones:
+        return EXIT_INTERRUPTED  # `ensq drain` sent the workers away
     return result.exit_code
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ensq.cli.common import as_json, database, print_json, url_of
+from ensq.cli.slurm import identity, identity_json, wrapped
 
 if TYPE_CHECKING:
     from ensq.jobs import Attempt, Ensemble, Job, WorkerInfo
@@ -84,6 +85,7 @@ class _View:
         if self.attempts:
             rows = [self._row(attempt) for attempt in self.attempts]
             lines += ["", *table(_HEAD, rows, left=(1, 5))]
+        lines += self._identities()
         lines += self._reasons()
         lines += self._log()
         return lines
@@ -126,6 +128,16 @@ class _View:
             "running" if attempt.outcome is None else str(attempt.outcome),
         )
 
+    def _identities(self) -> list[str]:
+        """Who the attempts' workers were in SLURM."""
+        found = []
+        for attempt in self.attempts:
+            worker = self.workers.get(attempt.worker_id)
+            text = identity(worker) if worker else None
+            if text is not None:
+                found += wrapped(f"attempt {attempt.number}: SLURM {text}")
+        return ["", *found] if found else []
+
     def _reasons(self) -> list[str]:
         """Why attempts ended, and which files were not used or found."""
         from ensq.progress import printable
@@ -162,7 +174,12 @@ class _View:
             "run_folder": str(self.run_folder),
             "job": asdict(self.job),
             "attempts": [
-                asdict(attempt) | {"host": self._host(attempt)} for attempt in self.attempts
+                asdict(attempt)
+                | {
+                    "host": self._host(attempt),
+                    "slurm": identity_json(self.workers.get(attempt.worker_id)),
+                }
+                for attempt in self.attempts
             ],
             "notes": [_event(event) for event in self.notes],
         }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ensq.cli.common import as_json, database, db_hint, only_ensemble, print_json, url_of
+from ensq.cli.slurm import SlurmView, ask_once, wrapped
 
 if TYPE_CHECKING:
     from ensq.jobs import Ensemble, Job, WorkerInfo
@@ -24,6 +25,8 @@ def status(name: str | None, db: str | None, json_: bool) -> None:
 
     with Store.open(url_of(db), read_only=True) as store:
         chosen = store.ensembles() if name is None else [only_ensemble(store, name)]
+        if any(_is_open(store, ensemble) for ensemble in chosen):
+            ask_once(url_of(db))
         views = [_View(store, ensemble) for ensemble in chosen]
         if json_:
             print_json({"ensembles": [view.as_json() for view in views]})
@@ -36,16 +39,26 @@ def status(name: str | None, db: str | None, json_: bool) -> None:
                 click.echo(line)
 
 
+def _is_open(store: Store, ensemble: Ensemble) -> bool:
+    from ensq.jobs import TERMINAL
+
+    return any(job.state not in TERMINAL for job in store.jobs(ensemble.id))
+
+
 class _View:
     """One ensemble as it stands."""
 
     def __init__(self, store: Store, ensemble: Ensemble) -> None:
+        from ensq.jobs import TERMINAL
+
         self.ensemble = ensemble
         self.jobs = store.jobs(ensemble.id)
         self.now = store.now()
         self.workers = store.workers({job.owner for job in self.jobs if job.owner})
         self.gone = {id_ for id_, worker in self.workers.items() if store.is_gone(worker)}
         self.fallbacks = store.fallbacks(ensemble.id)
+        self.slurm = SlurmView(store.slurm_said(), self.now, self.workers.values())
+        self.open = any(job.state not in TERMINAL for job in self.jobs)
 
     def lines(self, hint: str) -> list[str]:
         """Summary, table of members, their workers, errors, and what to type next."""
@@ -54,7 +67,10 @@ class _View:
 
         rows = [member_cells(job) for job in self.jobs]
         lines = [summary_line(self.ensemble.name, self.jobs), *table(MEMBER_HEAD, rows, left=(1,))]
-        lines += [self._worker_line(worker) for worker in self.workers.values()]
+        for worker in self.workers.values():
+            lines += self._worker_lines(worker)
+        if self.open:  # else nobody asks SLURM any more, and what it said is old
+            lines += self.slurm.waiting(self.ensemble.name)
         for job in self.jobs:
             if job.error:
                 lines.append(f"  seed {job.seed}: {printable(job.error)}")
@@ -87,9 +103,9 @@ class _View:
             return f"its workers are gone; `ensq worker{hint}` goes on from their checkpoints"
         return next_step(self.ensemble, self.jobs, hint)
 
-    def _worker_line(self, worker: WorkerInfo) -> str:
+    def _worker_lines(self, worker: WorkerInfo) -> list[str]:
         """Who trains which seeds, where, and how long ago it gave a sign of life."""
-        from ensq.progress import duration, printable
+        from ensq.progress import duration
         from ensq.text import ranges
 
         held = [job for job in self.jobs if job.owner == worker.id]
@@ -98,7 +114,9 @@ class _View:
         seen = duration(max(0.0, self.now - worker.last_seen))
         state = "gone" if worker.id in self.gone else f"seen {seen} ago"
         state += "; asked to leave" if worker.drain else ""
-        return printable(f"  {seeds} on {worker.host}, process {worker.pid}{job}; {state}")
+        lines = wrapped(f"{seeds} on {worker.host}, process {worker.pid}{job}; {state}")
+        said = self.slurm.of_worker(worker)
+        return lines if said is None else [*lines, *wrapped(f"SLURM says: {said}", "    ")]
 
     def _worker(self, job: Job) -> WorkerInfo | None:
         return self.workers.get(job.owner) if job.owner else None
@@ -109,6 +127,7 @@ class _View:
             "config_digest": self.ensemble.config_digest,
             "data_digest": self.ensemble.data_digest,
             "run_folder": self.ensemble.run_path,
+            "slurm_waiting": self.slurm.waiting_json(self.ensemble.name) if self.open else [],
             "members": [self._member_json(job) for job in self.jobs],
             "fallbacks": [
                 {"job": event.job_id, "attempt": event.attempt, "message": event.message}
@@ -148,6 +167,7 @@ class _View:
                 "host": worker.host,
                 "pid": worker.pid,
                 "slurm_job": worker.slurm_job,
+                "slurm": self.slurm.of_worker_json(worker),
                 "device": worker.device,
                 "gone": worker.id in self.gone,
                 "draining": worker.drain,

@@ -18,6 +18,14 @@ from ensq.cli.common import database, url_of
     help="Members to train together as one program; pays on a GPU.",
 )
 @click.option(
+    "--share",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="So many workers use one GPU: each takes 0.9/N of its memory.",
+)
+@click.option(
     "--drain", is_flag=True, help="Stay until every member is ended; take over from the dead."
 )
 @click.option(
@@ -27,20 +35,30 @@ from ensq.cli.common import database, url_of
     show_default=True,
     help="Seconds without a sign of life after which others may take a member.",
 )
+@click.option(
+    "--margin",
+    type=click.FloatRange(1),
+    default=60.0,
+    show_default=True,
+    help="Seconds before SLURM's time limit at which to stop, at most; less where that is enough.",
+)
 @database
 def worker(
     db: str | None,
     name: str | None,
     max_jobs: int | None,
     pack: int,
+    share: int,
     drain: bool,
     lease: float,
+    margin: float,
 ) -> int:
     """Claim members, train them, record them; until nothing is left to take.
 
-    Ctrl-C, SIGTERM, SIGUSR1 and SIGUSR2 finish the step, write checkpoints and give the members
-    back. Exit codes: 0 nothing left to do; 1 members failed for good; 69 database; 75 stopped
-    with work left; 78 the data are not what was enqueued.
+    Ctrl-C, SIGTERM, SIGUSR1, SIGUSR2 and SLURM's time limit finish the step, write checkpoints and
+    give the members back. Exit codes: 0 nothing left to do, or sent away by `ensq drain`; 1 members
+    failed for good; 69 database; 75 stopped with work left, to be started again; 78 the data are
+    not what was enqueued.
     """
     from ensq.worker.supervisor import WorkerOptions, run_worker
 
@@ -50,8 +68,10 @@ def worker(
             ensemble=name,
             max_jobs=max_jobs,
             pack=pack,
+            share=share,
             drain=drain,
             lease_seconds=lease,
+            deadline_margin=margin,
             ends_process=True,
         )
     )

@@ -22,8 +22,9 @@ _LOOK = 1.0  # seconds between looks at silent workers
 def drain(hosts: tuple[str, ...], ids: tuple[str, ...], db: str | None) -> None:
     """Ask the workers that run now to finish their epoch and leave.
 
-    Their members go back to the queue with all that was trained. Workers that start later are not
-    asked; `ensq hold` keeps those from claiming.
+    Their members go back to the queue with all that was trained. They leave with exit code 0, so
+    that batch scripts do not start them again. Workers that start later are not asked; `ensq hold`
+    keeps those from claiming.
     """
     from ensq.progress import printable
     from ensq.store import Store

@@ -12,12 +12,14 @@ from ensq.config.structs import RunConfig
 from ensq.errors import ConfigError
 from ensq.rundir import sha256
 
-# What may change without making it another ensemble: how many seeds, what is exported and where
-# the data and the splines lie (the data's digest is recorded, the splines stand in the form).
+# What may change without making it another ensemble: how many seeds, what is exported, how SLURM is
+# asked, and where the data and the splines lie (the data's digest is recorded, the splines stand in
+# the form).
 _FREE = (
     ("ensemble", "n_models"),
     ("ensemble", "save_all_models"),
     ("export",),
+    ("slurm",),
     ("training", "export_path"),
     ("data", "path"),
     ("model", "priors", "spline_file"),

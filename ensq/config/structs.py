@@ -22,6 +22,7 @@ from ensq.config.base import (
     finite,
 )
 from ensq.config.model import ModelConfig
+from ensq.config.slurm import SlurmConfig
 
 OptimizerName = Literal[
     "adam", "adamw", "adabelief", "yogi", "lion", "sgd_nesterov", "polyak_sgd", "fromage"
@@ -184,6 +185,7 @@ class RunConfig(Strict, frozen=True):
     optimizer: OptimizerConfig = OptimizerConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
     export: ExportConfig = ExportConfig()
+    slurm: SlurmConfig = SlurmConfig()
     # Of the model, its priors, losses and exports; null: kcal/mol for data in kcal/mol or kJ/mol,
     # eV for data in eV or Hartree.
     energy_unit: Literal["kcal/mol", "eV"] | None = None

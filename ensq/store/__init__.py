@@ -5,7 +5,16 @@ from ensq.store.locks import LockProbe, OtherWorker, WorkerLock
 from ensq.store.policy import Policy
 from ensq.store.process import is_gone, worker_info
 from ensq.store.store import Store
-from ensq.store.values import Added, EpochWrite, Event, EventKind, Outlook, Reaped, Renewal
+from ensq.store.values import (
+    Added,
+    EpochWrite,
+    Event,
+    EventKind,
+    Outlook,
+    Reaped,
+    Renewal,
+    SlurmSaid,
+)
 
 __all__ = [
     "Added",
@@ -18,6 +27,7 @@ __all__ = [
     "Policy",
     "Reaped",
     "Renewal",
+    "SlurmSaid",
     "Store",
     "WorkerLock",
     "check",

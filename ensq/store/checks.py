@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Connection, Table, and_, exists, func, not
 from ensq.errors import DatabaseError, UsageError
 from ensq.jobs import Outcome, State
 from ensq.rundir import RunDir, sha256_file
-from ensq.schema import attempts, ensembles, epochs, jobs
+from ensq.schema import attempts, ensembles, epochs, jobs, slurm_clusters, slurm_jobs, workers
 from ensq.store import opening
 from ensq.store.engine import Database
 from ensq.store.target import Target
@@ -64,6 +64,7 @@ def _everything(connection: Connection) -> Iterator[str]:
             yield f"job {row.id} (seed {row.seed}): {text}"
     yield from _attempts(connection)
     yield from _losses(connection)
+    yield from _slurm(connection)
 
 
 def _sqlite(connection: Connection) -> Iterator[str]:
@@ -178,6 +179,28 @@ def _attempts(connection: Connection) -> Iterator[str]:
         )
         for row in connection.execute(query):
             yield f"job {row.job_id} (seed {row.seed}), attempt {row.number}: {text}"
+
+
+def _slurm(connection: Connection) -> Iterator[str]:
+    """Rules of what is advice: broken ones harm no member, but were not written by ensq."""
+    parts = [workers.c[f"slurm_{name}"] for name in ("cluster", "job_id", "step", "proc", "node")]
+    some = or_(*(part.is_not(None) for part in (*parts, workers.c.slurm_restarts)))
+    rules: Rules = {
+        "is part of a SLURM job without a label": and_(workers.c.slurm_job.is_(None), some),
+        "its SLURM job was restarted a negative number of times": workers.c.slurm_restarts < 0,
+    }
+    for text, broken in rules.items():
+        query = select(workers.c.id).where(broken).order_by(workers.c.id)
+        for (name,) in connection.execute(query):
+            yield f"worker {name}: {text}"
+    bad = slurm_jobs.c.restarts < 0
+    bad = or_(bad, slurm_jobs.c.state == "", slurm_jobs.c.label == "")
+    for row in connection.execute(select(slurm_jobs.c.cluster, slurm_jobs.c.label).where(bad)):
+        yield f"SLURM job {row.label!r} of cluster {row.cluster!r}: it is none that SLURM can name"
+    answered = exists().where(slurm_jobs.c.cluster == slurm_clusters.c.cluster)
+    never = or_(slurm_clusters.c.turn < 1, and_(slurm_clusters.c.answered_at.is_(None), answered))
+    for (name,) in connection.execute(select(slurm_clusters.c.cluster).where(never)):
+        yield f"SLURM cluster {name!r}: has answers, or a turn, without a question"
 
 
 def _losses(connection: Connection) -> Iterator[str]:

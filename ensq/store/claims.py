@@ -275,7 +275,7 @@ def register(connection: Connection, now: float, worker: WorkerInfo) -> None:
         update(workers)
         .where(workers.c.id == worker.id, workers.c.host == worker.host)
         .where(workers.c.pid == worker.pid, workers.c.pid_start == worker.pid_start)
-        .values(slurm_job=worker.slurm_job, device=worker.device, last_seen=now)
+        .values(_slurm(worker) | {"device": worker.device, "last_seen": now})
     )
     if known.rowcount == 1:
         return
@@ -286,7 +286,7 @@ def register(connection: Connection, now: float, worker: WorkerInfo) -> None:
             pid=worker.pid,
             pid_start=worker.pid_start,
             boot_id=worker.boot_id,
-            slurm_job=worker.slurm_job,
+            **_slurm(worker),
             device=worker.device,
             lock_byte=worker.lock_byte,
             drain=0,
@@ -301,6 +301,10 @@ def register(connection: Connection, now: float, worker: WorkerInfo) -> None:
         f"process {worker.pid} on {worker.host}",
         worker_id=worker.id,
     )
+
+
+def _slurm(worker: WorkerInfo) -> dict[str, Any]:
+    return {name: value for name, value in vars(worker).items() if name.startswith("slurm_")}
 
 
 def unregister(connection: Connection, now: float, worker_id: str) -> None:

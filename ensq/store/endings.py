@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, func, select, update
 
 from ensq.jobs import Claim, Job, Outcome, State
 from ensq.schema import attempts, jobs
 from ensq.store import fences, history
-from ensq.store.policy import Ending, Policy, judge
+from ensq.store.policy import TIME_LIMIT, Ending, Policy, judge
 from ensq.store.rows import to_job
 from ensq.store.values import EventKind
 
@@ -34,6 +35,8 @@ def end(
     if row is None:
         return _ended_before(connection, held, ending.outcome)
     job = to_job(row)
+    if ending.by_time_limit:
+        ending = replace(ending, limits_before=_ended_by_time_limit(connection, job))
     verdict = judge(policy, job, ending, progressed=_progressed(connection, job))
     after = verdict.job
     row = connection.execute(
@@ -84,6 +87,32 @@ def _progressed(connection: Connection, job: Job) -> bool:
     if job.checkpoint is None:
         return False
     return (job.checkpoint.epoch, job.checkpoint.step) > (began.start_epoch, began.start_step)
+
+
+def _ended_by_time_limit(connection: Connection, job: Job) -> int:
+    """Earlier attempts from the place where this one began that a time limit ended.
+
+    An attempt that got on would have had the next one begin elsewhere.
+    """
+    began = connection.execute(
+        select(attempts.c.start_epoch, attempts.c.start_step).where(
+            attempts.c.job_id == job.id, attempts.c.number == job.attempt
+        )
+    ).one()
+    return int(
+        connection.execute(
+            select(func.count())
+            .select_from(attempts)
+            .where(
+                attempts.c.job_id == job.id,
+                attempts.c.number < job.attempt,
+                attempts.c.start_epoch == began.start_epoch,
+                attempts.c.start_step == began.start_step,
+                attempts.c.outcome == Outcome.INTERRUPTED.value,
+                attempts.c.reason.startswith(TIME_LIMIT),
+            )
+        ).scalar_one()
+    )
 
 
 def _ended_before(connection: Connection, held: Claim, outcome: Outcome) -> Job | None:

@@ -6,7 +6,7 @@ import random
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -54,17 +54,20 @@ class Database:
         read_only: bool = False,
         busy_timeout: float = BUSY_TIMEOUT,
         foreign_keys: bool = True,
+        takes_turns: bool = True,
     ) -> None:
         """Prepare to connect; nothing is opened yet.
 
         ``foreign_keys=False`` is for migrations: on SQLite they make tables anew, and dropping
-        the old one would otherwise count as deleting its rows. Raises DatabaseError for an SQLite
-        file to be written where locks can't be trusted.
+        the old one would otherwise count as deleting its rows. ``takes_turns=False`` is for who
+        would rather not write than wait for others. Raises DatabaseError for an SQLite file to be
+        written where locks can't be trusted.
         """
         self.target = target
         self.read_only = read_only
         self.busy_timeout = busy_timeout
         self.foreign_keys = foreign_keys
+        self._takes_turns = takes_turns
         self._known = False  # whether a transaction began: then an outage is likely to pass
         self._turns: Turns | None = None
         self.engine = self._sqlite() if target.path else self._server()
@@ -201,7 +204,9 @@ class Database:
         if not self.read_only:
             require_locks(self.target)
             assert self.target.path is not None
-            if journal_for(self.target.path) == "wal":  # the writers are all on this host
+            if (
+                self._takes_turns and journal_for(self.target.path) == "wal"
+            ):  # the writers are all on this host
                 self._turns = Turns(self.target.path.parent)
         engine = create_engine(
             self.target.url,
@@ -336,7 +341,11 @@ def connect_read_only(target: Target, timeout: float) -> sqlite3.Connection:
         return connection
     except sqlite3.OperationalError as error:
         connection.close()
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        code = getattr(error, "sqlite_errorcode", 0)
+        if code == sqlite3.SQLITE_READONLY_ROLLBACK:
+            _undo(target, timeout)
+            return connect_sqlite(target, "mode=ro", timeout)
+        code &= 0xFF
         log = f"{target.path}-wal"
         if code not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY) or Path(log).exists():
             raise
@@ -344,6 +353,21 @@ def connect_read_only(target: Target, timeout: float) -> sqlite3.Connection:
         connection.close()
         raise
     return connect_sqlite(target, "mode=ro&immutable=1", timeout)
+
+
+def _undo(target: Target, timeout: float) -> None:
+    """Undo what a writer that died amid a transaction has left, which takes a connection that may
+    write. Raises DatabaseError where this user may not."""
+    try:
+        with closing(connect_sqlite(target, "mode=rw", timeout)) as connection:
+            connection.execute("SELECT 1 FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError as error:
+        if is_busy(error):
+            raise
+        raise DatabaseError(
+            f"{target.path}: a process died amid a change of it, and this user may not write the "
+            "file to undo that; let its owner call ensq status once"
+        ) from error
 
 
 def _is_sick(error: BaseException) -> bool:

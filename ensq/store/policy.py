@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from ensq.jobs import Job, Outcome, State
 
+TIME_LIMIT = "the time limit is near"  # how the reason of such an interruption begins
 _GROWTH = 6.0  # each pause is that much longer than the one before
 
 
@@ -42,6 +43,11 @@ class Ending:
     retry: bool = True  # False: it would come again, as a configuration error or a divergence
     asked: bool = False  # an interruption that a person asked for: drain, hold, Ctrl-C
     log_tail: str | None = None
+    limits_before: int = 0  # attempts from the same place that a time limit ended as well
+
+    @property
+    def by_time_limit(self) -> bool:
+        return self.outcome is Outcome.INTERRUPTED and self.reason.startswith(TIME_LIMIT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +112,12 @@ def _why_not_again(policy: Policy, job: Job, ending: Ending) -> str | None:
             f"checkpoint, the last time: {reason}"
         )
     if ending.outcome is Outcome.INTERRUPTED and job.stalls >= policy.stalls:
+        if ending.by_time_limit and ending.limits_before >= job.stalls - 1:
+            return (
+                f"the time limit is shorter than a checkpoint interval: it ended {job.stalls} "
+                f"attempts in a row before a new checkpoint, the last time: {reason}; start "
+                "workers with a longer time limit, then `ensq retry`"
+            )
         return (
             f"no progress: {job.stalls} attempts in a row were interrupted before a new "
             f"checkpoint, the last time: {reason}; is the time limit too short?"

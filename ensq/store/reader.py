@@ -7,11 +7,19 @@ from typing import TypeVar
 
 from sqlalchemy import Connection
 
-from ensq.jobs import Attempt, Ensemble, EpochRecord, Job, Result, State, WorkerInfo
-from ensq.store import process, reads
+from ensq.jobs import (
+    Attempt,
+    Ensemble,
+    EpochRecord,
+    Job,
+    Result,
+    State,
+    WorkerInfo,
+)
+from ensq.store import evidence, process, reads
 from ensq.store.engine import Database
 from ensq.store.target import Target
-from ensq.store.values import Event
+from ensq.store.values import Event, SlurmSaid
 
 T = TypeVar("T")
 
@@ -89,3 +97,7 @@ class Reader:
     def counts(self, ensemble_id: int | None = None) -> dict[State, int]:
         """How many jobs are in each state; every state is a key."""
         return self._read(lambda c: reads.counts(c, ensemble_id))
+
+    def slurm_said(self) -> SlurmSaid:
+        """All that SLURM said last, and when it was asked."""
+        return self._read(lambda c: SlurmSaid(evidence.clusters(c), evidence.jobs_of(c)))

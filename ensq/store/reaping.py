@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Row, bindparam, select
 
 from ensq.jobs import Claim, Outcome, State, WorkerInfo
 from ensq.schema import jobs, workers
-from ensq.store import endings
+from ensq.store import endings, evidence
 from ensq.store.policy import Ending, Policy
 from ensq.store.rows import to_worker
 from ensq.store.values import Reaped
@@ -21,6 +21,7 @@ _RUNNING = select(jobs.c.id, jobs.c.attempt, jobs.c.owner, jobs.c.beat, jobs.c.l
 _RUNNING_LOCKED = _RUNNING.with_for_update(skip_locked=True)
 _OWNERS = select(workers).where(workers.c.id.in_(bindparam("p_owners", expanding=True)))
 
+Lost = tuple[Row[*tuple[Any, ...]], str]  # a running job, and why its worker is lost
 Gone = Callable[[WorkerInfo], bool]  # whether the worker's process is provably gone
 
 
@@ -29,7 +30,7 @@ def reap(
 ) -> list[Reaped]:
     """Take running jobs back from workers that are lost; see Store.reap."""
     reaped = []
-    for row, reason in lost(connection, watch, gone, lock=True):
+    for row, reason in _with_evidence(connection, now, lost(connection, watch, gone, lock=True)):
         held = Claim(job_id=row.id, attempt=row.attempt, owner=row.owner)
         ending = Ending(outcome=Outcome.LOST, reason=reason)
         job = endings.end(connection, now, held, ending, policy)
@@ -46,9 +47,22 @@ def reap(
     return reaped
 
 
-def lost(
-    connection: Connection, watch: Watch, gone: Gone, *, lock: bool = False
-) -> list[tuple[Row[*tuple[Any, ...]], str]]:
+def _with_evidence(connection: Connection, now: float, found: list[Lost]) -> list[Lost]:
+    """Add what SLURM said last of each worker to the reasons; who is lost was decided without."""
+    owners = {row.owner for row, _ in found}
+    if not owners:
+        return found
+    infos = {
+        row.id: to_worker(row) for row in connection.execute(_OWNERS, {"p_owners": sorted(owners)})
+    }
+    labels = {info.slurm_job for info in infos.values() if info.slurm_job}
+    said = evidence.jobs_of(connection, labels)
+    return [
+        (row, reason + evidence.about_lost(infos[row.owner], said, now)) for row, reason in found
+    ]
+
+
+def lost(connection: Connection, watch: Watch, gone: Gone, *, lock: bool = False) -> list[Lost]:
     """Running jobs (id, attempt, owner, beat, lease_seconds) of lost workers, and why they are.
 
     Each call is a look of ``watch`` at all running jobs. With ``lock``, rows that another
@@ -62,7 +76,7 @@ def lost(
         return []
     owners = connection.execute(_OWNERS, {"p_owners": sorted({row.owner for row in rows})})
     causes = {row.id: _why_lost(to_worker(row), gone) for row in owners}
-    found: list[tuple[Row[*tuple[Any, ...]], str]] = []
+    found: list[Lost] = []
     for row in rows:
         silence = watch.silence((row.id, row.attempt), row.beat)
         reason = causes[row.owner]

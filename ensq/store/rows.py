@@ -14,6 +14,8 @@ from ensq.jobs import (
     EpochRecord,
     Job,
     Result,
+    SlurmCluster,
+    SlurmJob,
     WorkerInfo,
 )
 from ensq.store.strict import made
@@ -29,6 +31,14 @@ def to_ensemble(row: Row[Any]) -> Ensemble:
 def to_worker(row: Row[Any]) -> WorkerInfo:
     values = dict(row._mapping)
     return made(WorkerInfo, values | {"drain": bool(values["drain"])})
+
+
+def to_slurm_job(row: Row[Any]) -> SlurmJob:
+    return made(SlurmJob, row._mapping)
+
+
+def to_slurm_cluster(row: Row[Any]) -> SlurmCluster:
+    return made(SlurmCluster, row._mapping)
 
 
 def to_attempt(row: Row[Any]) -> Attempt:

@@ -32,9 +32,9 @@ from ensq.store import (
     reaping,
     writes,
 )
+from ensq.store.asking import Asking
 from ensq.store.engine import BUSY_TIMEOUT, Database
 from ensq.store.policy import Ending, Policy
-from ensq.store.reader import Reader
 from ensq.store.target import Target
 from ensq.store.values import Added, EpochWrite, Outlook, Reaped, Renewal
 from ensq.store.watch import Watch
@@ -43,7 +43,7 @@ Clock = Callable[[], float]
 T = TypeVar("T")
 
 
-class Store(Reader):
+class Store(Asking):
     """An open queue. Any method may raise errors.DatabaseError.
 
     Writes about a job carry a ``Claim``. One that is superseded (another attempt, another owner,
@@ -59,8 +59,7 @@ class Store(Reader):
         monotonic: Clock = time.monotonic,
         policy: Policy = Policy(),  # noqa: B008  (frozen)
     ) -> None:
-        super().__init__(database)
-        self.clock = clock
+        super().__init__(database, clock, monotonic)
         self.policy = policy
         self._watch = Watch(monotonic)
         self._handed_out: set[tuple[int, int]] = set()  # attempts that claims returned
@@ -111,6 +110,7 @@ class Store(Reader):
 
     def close(self) -> None:
         """Close all connections."""
+        super().close()
         self._database.close()
 
     @property
@@ -130,10 +130,6 @@ class Store(Reader):
     def _write(self, work: Callable[[Connection, float], T]) -> T:
         """Run a transaction that writes, with the time that counts for it."""
         return self._database.run(lambda connection: work(connection, self._time(connection)))
-
-    def _time(self, connection: Connection) -> float:
-        server = self._database.now(connection)
-        return self.clock() if server is None else server
 
     # What people do
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from ensq.jobs import Checkpoint, Claim, Ensemble, EpochRecord, Job, State
+from ensq.jobs import Checkpoint, Claim, Ensemble, EpochRecord, Job, SlurmCluster, SlurmJob, State
 
 
 class EventKind(StrEnum):
@@ -97,3 +97,17 @@ class EpochWrite(NamedTuple):
     best_epoch: int | None
     best_loss: float | None
     checkpoint: Checkpoint | None
+
+
+class SlurmSaid(NamedTuple):
+    """What SLURM said last of jobs, and when it was asked about each cluster."""
+
+    clusters: list[SlurmCluster]
+    jobs: list[SlurmJob]
+
+
+class Run(NamedTuple):
+    """A run of a SLURM job that a worker is part of."""
+
+    label: str
+    restarts: int | None  # None where the worker doesn't know

@@ -163,6 +163,25 @@ def _is_the_disk(error: BaseException | None) -> bool:
     return isinstance(error, OSError) and error.errno in DISK_ERRORS
 
 
+def turn_to_log(path: str) -> None:
+    """Send output, that of native code and of crashes too, to this file; its first lines."""
+    from ensq.train import environment
+
+    with suppress(OSError):  # the file before is as good
+        sys.stdout.flush()
+        sys.stderr.flush()
+        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        try:
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+        finally:
+            os.close(log)
+    with suppress(OSError):
+        print(environment.devices_in_words(), flush=True)
+        versions = environment.versions().items()
+        print(", ".join(f"{name} {text}" for name, text in versions), flush=True)
+
+
 def leave_traces() -> None:
     """On a fatal signal, SIGABRT among them, write the stacks of all threads; leave no core file.
 
@@ -191,6 +210,8 @@ def main() -> NoReturn:
     workshop = Workshop(line)
     while isinstance(command := line.next(), protocol.Train):
         line.begin()
+        if command.log:
+            turn_to_log(command.log)
         workshop.train(command)
         line.send(protocol.TrainEnded())
     # The thread that reads the input can't be woken, and Python's own way out trips over it.

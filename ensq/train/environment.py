@@ -11,6 +11,8 @@ from pathlib import Path
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
+from ensq.train import cache
+
 PACKAGES = ("ensq", "jax", "jaxlib", "chemtrain", "optax", "e3nn-jax", "numpy")
 
 
@@ -32,6 +34,14 @@ def device() -> str:
     return kind if len(devices) == 1 else f"{len(devices)} x {kind}"
 
 
+def devices_in_words() -> str:
+    """All devices that JAX sees, and which one of them a trainer computes on."""
+    devices = jax.devices()
+    seen = ", ".join(f"{one} ({one.device_kind})" for one in devices)
+    used = "it" if len(devices) == 1 else f"{devices[0]} alone"
+    return f"JAX sees {seen}; this trainer computes on {used}"
+
+
 def set_precision(precision: str) -> None:
     """Switch JAX's 64-bit mode for the run that comes next."""
     jax.config.update("jax_enable_x64", precision == "float64")
@@ -47,6 +57,7 @@ def use_compile_cache(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    cache.install()
     # Whatever was compiled on import has settled that there is no cache; forget that.
     compilation_cache.reset_cache()
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from ensq.errors import EnsqError
-from ensq.worker.devices import gpus_to_use
+from ensq.worker.devices import trainer_settings
 from ensq.worker.protocol import Command, Event, Quit, Ready, decode_event, encode
 from ensq.worker.signals import stop_signals_blocked
 
@@ -49,27 +49,17 @@ def describe_end(returncode: int) -> str:
     return f"was killed by signal {-returncode} ({number.name}{why})"
 
 
-def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Environment of the trainer, from the worker's.
+def child_environment(environment: Mapping[str, str], *, share: int = 1) -> dict[str, str]:
+    """Environment of the trainer, from the worker's; what the user has set stays.
 
-    Without a GPU it gets one thread: for such models more threads bring next to nothing, and
-    their number would change the last bits of the results, so that a training could not be
-    resumed on another number of cores to the same bits. What the user has set stays. The
-    database's URL may hold a password, and the trainer has no business with it.
+    The database's URL may hold a password, and the trainer has no business with it. ``share``:
+    see ``ensq.worker.devices.trainer_settings``.
     """
     child = {key: value for key, value in environment.items() if not key.startswith("ENSQ_DB")}
     child.pop("ENSQ_PARENT_FD", None)
     child.setdefault("PYTHONUNBUFFERED", "1")  # the last lines before a crash are the ones we need
     child.setdefault("PYTHONFAULTHANDLER", "1")  # a segmentation fault leaves its stack in the log
-    if gpus_to_use(environment):
-        return child
-    # NPROC is what XLA takes the size of its thread pool from.
-    for name in ("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        child.setdefault(name, "1")
-    flags = child.get("XLA_FLAGS", "")
-    if "xla_cpu_multi_thread_eigen" not in flags:
-        child["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
-    return child
+    return child | trainer_settings(environment, share=share)
 
 
 class TrainerChild:
@@ -80,10 +70,14 @@ class TrainerChild:
     """
 
     def __init__(
-        self, command: Sequence[str], log_path: Path, environment: Mapping[str, str]
+        self,
+        command: Sequence[str],
+        log_path: Path,
+        environment: Mapping[str, str],
+        headline: Sequence[str] = (),
     ) -> None:
-        log_path.parent.mkdir(parents=True, exist_ok=True)
-        self.log_path = log_path
+        self.environment = dict(environment)
+        self.begin_log(log_path, headline)
         self.ready: Ready | None = None
         self.ended = False  # no more events will come
         self._incoming = bytearray()
@@ -91,7 +85,6 @@ class TrainerChild:
         self.read_fd, events_fd = os.pipe2(os.O_CLOEXEC)
         try:
             with log_path.open("ab") as log, stop_signals_blocked():
-                self._log_start = log.seek(0, os.SEEK_END)
                 self._process = subprocess.Popen(
                     [*command, "--events-fd", str(events_fd)],
                     stdin=subprocess.PIPE,
@@ -99,7 +92,7 @@ class TrainerChild:
                     stderr=subprocess.STDOUT,
                     pass_fds=(events_fd,),
                     start_new_session=True,
-                    env=dict(environment),
+                    env=self.environment,
                     bufsize=0,
                 )
         except BaseException:
@@ -124,6 +117,17 @@ class TrainerChild:
     @property
     def wants_write(self) -> bool:
         return bool(self._outgoing)
+
+    def begin_log(self, log_path: Path, headline: Sequence[str]) -> None:
+        """Make a log with these first lines; what the child says comes after them.
+
+        A child that is there goes on to it when it is told to train. Raises OSError.
+        """
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        with log_path.open("ab") as log:
+            log.write("".join(f"{line}\n" for line in headline).encode())
+            self._log_start = log.tell()
+        self.log_path = log_path
 
     def send(self, command: Command) -> None:
         """Queue a command and write what the pipe takes; call ``flush`` for the rest."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
-from ensq.errors import EnsqError
-from ensq.jobs import Claim, EpochRecord, Job
+from ensq.errors import DiskError, EnsqError
+from ensq.jobs import Claim, Ensemble, EpochRecord, Job
 from ensq.progress import duration, loss, printable
-from ensq.rundir import RunDir
+from ensq.rundir import RunDir, make_folder
 from ensq.worker import protocol as say
 from ensq.worker.child import TrainerChild
 
@@ -62,6 +62,40 @@ def task_of(job: Job, run_dir: RunDir, log: Callable[[str], None]) -> say.Member
         resume=tuple(resume),
         results=tuple(map(str, results)),
     )
+
+
+def train_command(
+    jobs: Sequence[Job],
+    ensemble: Ensemble,
+    root: Path,
+    log_path: Path,
+    log: Callable[[str], None],
+) -> say.Train:
+    """What the trainer is told of a claim; ``root`` is the folder that paths begin from."""
+    run_dir = RunDir.of(root, ensemble.run_path)
+    return say.Train(
+        members=tuple(task_of(job, run_dir, log) for job in jobs),
+        config=ensemble.config,
+        run_folder=str(run_dir.path),
+        data_path=str(root / ensemble.data_path),  # an absolute path stays as it is
+        data_digest=ensemble.data_digest,
+        log=str(log_path.absolute()),
+    )
+
+
+def make_folders_or_refuse(jobs: Sequence[Job], run_dir: RunDir) -> None:
+    """Make each attempt's folder, so that it survives a power cut.
+
+    Raises DiskError where that can't be.
+    """
+    try:
+        for job in jobs:
+            make_folder(run_dir.attempt(job.seed, job.attempt))
+    except (OSError, DiskError) as error:
+        raise DiskError(
+            f"can't start training in {run_dir.path}: {error}; free or repair it, then start the "
+            "worker again"
+        ) from error
 
 
 def _attempt_of(path: str) -> int:

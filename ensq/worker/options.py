@@ -37,7 +37,8 @@ class WorkerOptions:
     lease_seconds: float = 60.0
     poll_seconds: float = 5.0  # how often to look for something to take over
     grace: float = 25.0  # for saving after a stop; SLURM's KillWait is 30 by default
-    deadline_margin: float = 60.0  # stop that long before SLURM's time limit
+    share: int = 1  # workers on one GPU
+    deadline_margin: float = 60.0  # stop that long before SLURM's time limit, at most
     busy_seconds: float = 10.0  # that long a transaction waits for another's
     patience: float = 3600.0  # for a database that is away
     open_patience: float = 60.0  # the same, before anything was done

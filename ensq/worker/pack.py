@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Protocol
+from dataclasses import replace
 
-from ensq.errors import DatabaseError, DiskError, EnsqError
+from ensq.errors import DatabaseError, EnsqError
 from ensq.jobs import Ensemble, Job, Outcome
 from ensq.progress import duration, printable
-from ensq.rundir import RunDir, make_folder
+from ensq.rundir import RunDir
 from ensq.store import Store
+from ensq.store.policy import TIME_LIMIT
 from ensq.worker import protocol as say
 from ensq.worker.child import ProtocolError, TrainerChild, describe_end
 from ensq.worker.health import Pulse, oom_kills
-from ensq.worker.members import Member, task_of, with_last_lines
+from ensq.worker.members import Member, train_command, with_last_lines
 from ensq.worker.options import WorkerOptions
 from ensq.worker.recording import Recorder
 from ensq.worker.signals import STOP_SIGNALS
-from ensq.worker.stopping import Reason
+from ensq.worker.stopping import Reason, Stopper
+from ensq.worker.timing import Timing
 
 _FENCE = 0.7  # share of the lease after which a worker that could not renew trusts it no more
 _LINGER = 5.0  # seconds that a child may take to end after its last event
@@ -44,13 +45,6 @@ _FAILED = {
 }
 
 
-class Stopper(Protocol):
-    """What the session asks of ``Stopping``."""
-
-    def reason(self) -> Reason | None: ...
-    def wait(self, seconds: float, child: TrainerChild | None = None) -> None: ...
-
-
 class TrainerNotStarted(EnsqError):
     """The trainer ended before it could take any work: no fault of the members."""
 
@@ -67,17 +61,19 @@ class PackSession:
         jobs: Sequence[Job],
         worker_id: str,
         stopper: Stopper,
+        timing: Timing,
         log: Callable[[str], None],
     ) -> None:
+        self._timing = timing
+        self._reached_place = "the trainer was starting"  # how far it got, for people
         self._store = store
         self._options = options
         self._ensemble = ensemble
-        self._run_dir = RunDir.of(store.root, ensemble.run_path)
         self._stopper = stopper
         self._log = log
         self.recorder = Recorder(
             store=store,
-            run_dir=self._run_dir,
+            run_dir=RunDir.of(store.root, ensemble.run_path),
             jobs=jobs,
             worker_id=worker_id,
             on_lost=self._lost,
@@ -87,6 +83,7 @@ class PackSession:
         self._over = False
         self._stop: Reason | None = None
         self._kill_at: float | None = None  # monotonic
+        self._granted = 0.0  # seconds that the child got until then
         self._renewed = self._beat = time.monotonic()
         self._distrusted = False  # the lease may be over: see _FENCE
         self._step_line = 0.0
@@ -109,7 +106,8 @@ class PackSession:
         the attempts' folders, and the next attempt takes it up), and TrainerNotStarted.
         """
         self._child = child
-        child.send(self._command())
+        jobs = [member.job for member in self.recorder.open]
+        child.send(train_command(jobs, self._ensemble, self._store.root, child.log_path, self._log))
         while not (self._over and not self.recorder.ledger.has_writes()):
             self._keep_leases(child)
             self._mind_the_clock(child)
@@ -143,26 +141,6 @@ class PackSession:
     def release(self, reason: str) -> None:
         """Give back what is still held since this worker can't go on; no fault of the members."""
         self.recorder.release(reason, Outcome.BLOCKED)
-
-    # Commands
-
-    def make_folders(self) -> None:
-        """Make each attempt's folder, so that it survives a power cut. Raises OSError."""
-        for member in self.recorder.open:
-            folder = self._run_dir.attempt(member.job.seed, member.job.attempt)
-            make_folder(folder)
-
-    def _command(self) -> say.Train:
-        return say.Train(
-            members=tuple(
-                task_of(member.job, self._run_dir, self._log) for member in self.recorder.open
-            ),
-            config=self._ensemble.config,
-            run_folder=str(self._run_dir.path),
-            # An absolute path stays as it is.
-            data_path=str(self._store.root / self._ensemble.data_path),
-            data_digest=self._ensemble.data_digest,
-        )
 
     # Time
 
@@ -255,13 +233,17 @@ class PackSession:
         child.kill()
         self._over = True
         if self.recorder.open:
-            self._log(f"the trainer did not answer within {self._options.grace:g} s: killed")
+            self._log(f"the trainer did not answer within {self._granted:.3g} s: killed")
         self._give_back("the trainer did not end")
 
     def _begin_stop(self, child: TrainerChild, reason: Reason) -> None:
+        if reason.text.startswith(TIME_LIMIT):
+            reason = replace(reason, text=f"{reason.text}; {self._reached_place}")
         self._stop = reason
-        grace = self._options.grace
-        self._kill_at = time.monotonic() + grace
+        if reason.kill_at is None:
+            self._kill_within(self._options.grace)
+        else:
+            self._kill_within(reason.kill_at - time.monotonic())
         if self._over:
             return
         if child.ready is None:
@@ -270,8 +252,16 @@ class PackSession:
             self._over = True
             self._give_back(reason.text)
             return
-        self._log(f"stopping ({reason.text}): the step is finished and saved, {grace:g} s at most")
+        self._log(
+            f"stopping ({reason.text}): the step is finished and saved, "
+            f"{self._granted:.3g} s at most"
+        )
+        self._timing.asked_to_stop()
         child.send(say.Stop(reason=reason.text))
+
+    def _kill_within(self, seconds: float) -> None:
+        self._granted = seconds
+        self._kill_at = time.monotonic() + seconds
 
     def _mind_the_child(self, child: TrainerChild) -> None:
         """Put an end to a child that hangs, and keep what it was doing."""
@@ -289,8 +279,10 @@ class PackSession:
             case say.Ready():
                 versions = ", ".join(f"{name} {text}" for name, text in event.versions.items())
                 self._log(printable(f"trainer {event.pid} is ready: {event.device}; {versions}"))
+                self._reached_place = "the trainer was loading"
             case say.Phase():
-                self._log(printable(event.text))
+                self._reached_place = printable(event.text)
+                self._log(self._reached_place)
             case say.Resumed():
                 self.recorder.resumed(event)
             case say.StepDone():
@@ -303,19 +295,23 @@ class PackSession:
                 self._on_failed(event)
             case say.Stopped():
                 self._over = True
+                self._timing.stopped()
                 self.recorder.stopped(event)
                 self._give_back("the trainer stopped")
             case say.TrainEnded():
                 self._on_ended()
 
     def _on_step(self, event: say.StepDone) -> None:
+        self._timing.stepped()
+        self._reached_place = f"epoch {event.epoch}: step {event.step} of {event.steps}"
         now = time.monotonic()
         if now - self._step_line >= _STEP_LINES:
             self._step_line = now
-            self._log(f"epoch {event.epoch}: step {event.step} of {event.steps}")
+            self._log(self._reached_place)
 
     def _on_epoch(self, event: say.EpochDone) -> None:
         self._pulse.epoch()
+        self._timing.finished_epoch()
         self._step_line = time.monotonic()
         self.recorder.epoch(event)
         if not self.recorder.ledger.has_writes():
@@ -396,15 +392,4 @@ class PackSession:
         self._child.send(say.Drop(job_ids=tuple(member.job.id for member in gone)))
         if not self.recorder.open and self._kill_at is None:
             # Nothing is left to train: a child that is compiling is not worth the wait.
-            self._kill_at = time.monotonic() + self._options.grace
-
-
-def make_folders_or_refuse(session: PackSession, path: Path) -> None:
-    """Make the attempts' folders. Raises DiskError where that can't be."""
-    try:
-        session.make_folders()
-    except (OSError, DiskError) as error:
-        raise DiskError(
-            f"can't start training in {path}: {error}; free or repair it, then start the worker "
-            "again"
-        ) from error
+            self._kill_within(self._options.grace)

@@ -45,6 +45,7 @@ class Train(Message, frozen=True):
     run_folder: str  # absolute
     data_path: str  # absolute
     data_digest: str
+    log: str = ""  # absolute: where standard output and error go from now on
 
 
 class Stop(Message, frozen=True):

@@ -21,7 +21,6 @@ from ensq.errors import (
     EXIT_JOBS_FAILED,
     EXIT_MISMATCH,
     EXIT_OK,
-    DatabaseAway,
     DatabaseError,
     DiskError,
     EnsqError,
@@ -30,10 +29,15 @@ from ensq.jobs import Ensemble, Job, State
 from ensq.progress import printable
 from ensq.rundir import RunDir
 from ensq.store import Outlook, Store, WorkerLock, worker_info
+from ensq.worker.before_claim import TimeForMembers
 from ensq.worker.child import TrainerChild, child_environment
+from ensq.worker.evidence import Watcher, with_task
+from ensq.worker.headline import headline
+from ensq.worker.members import make_folders_or_refuse
 from ensq.worker.neighbours import Neighbours
 from ensq.worker.options import WorkerOptions, log_to_stderr
-from ensq.worker.pack import PackSession, make_folders_or_refuse
+from ensq.worker.pack import PackSession
+from ensq.worker.patience import patiently
 from ensq.worker.signals import StopSignals
 from ensq.worker.stopping import Reason, Stopping
 
@@ -41,7 +45,6 @@ __all__ = ["WorkerOptions", "log_to_stderr", "run_worker"]
 
 T = TypeVar("T")
 _QUIT_PATIENCE = 5.0  # seconds for an idle trainer to end
-_AGAIN = 2.0  # seconds between tries to reach a database that is away
 _MINUTE = 60.0
 
 
@@ -52,20 +55,24 @@ class BadHost(EnsqError):
 def run_worker(options: WorkerOptions) -> int:
     """Work until nothing is left to take; return the exit code.
 
-    0: nothing is left to do (with ``drain``: every member is ended); 1: the same, but members of
-    the ensembles worked on have failed for good; 75: stopped, or this host can't write its files,
-    with work left; 78: data or configuration is not what was enqueued. Main thread only: it
-    installs signal handlers.
+    0: nothing is left to do (with ``drain``: every member is ended), or a person asked this worker
+    to leave; 1: nothing is left, but members of the ensembles worked on have failed for good; 75:
+    stopped, or this host can't write its files, with work left; 78: data or configuration is not
+    what was enqueued. Main thread only: it installs signal handlers.
 
     Raises EnsqError with its own exit code, DatabaseError (69) and BadHost (1) among them.
     """
     log = _timestamped(options.log)
     with StopSignals(for_good=options.ends_process) as signals:
+        known = slurm.deadline()
+        watch = slurm.DeadlineWatch(known=known)
         stopping = Stopping(
             signals,
-            deadline=slurm.deadline(),
+            deadline=known,
             margin=options.deadline_margin,
             parent_fd=options.parent_fd,
+            watch=watch,
+            log=log,
         )
         store = patiently(
             lambda: Store.open(
@@ -78,35 +85,12 @@ def run_worker(options: WorkerOptions) -> int:
         try:
             return Worker(options, store, stopping, log).run()
         finally:
+            watch.close()
             store.close()
 
 
 def _timestamped(log: Callable[[str], None]) -> Callable[[str], None]:
     return lambda text: log(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
-
-
-def patiently(
-    what: Callable[[], T], stopping: Stopping, patience: float, log: Callable[[str], None]
-) -> T:
-    """Do it, again and again up to ``patience`` seconds while the database is away.
-
-    Raises what it raises: at once if waiting can't help, or if the worker has to stop.
-    """
-    began: float | None = None
-    while True:
-        try:
-            result = what()
-        except DatabaseAway as error:
-            if began is None:
-                began = time.monotonic()
-                log(f"the database is away, trying again: {printable(str(error))}")
-            if time.monotonic() - began > patience or stopping.reason() is not None:
-                raise
-            stopping.wait(_AGAIN)
-        else:
-            if began is not None:
-                log("the database is back")
-            return result
 
 
 class Worker:
@@ -125,15 +109,19 @@ class Worker:
         self._log = log
         # Never used again by anyone: it names a log file and fences rows.
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._evidence: Watcher | None = None  # of what SLURM says
         self._lock: WorkerLock | None = None  # of this worker's life; see ensq.store.locks
         self._neighbours = Neighbours(store, self.id)
+        self._time = TimeForMembers(store)
         self._taken = 0
+        self._claims = 0
         self._served: set[int] = set()  # ensembles that it worked on
         self._mismatch = False
         self._drained = False
         self._failures: list[float] = []  # monotonic times of attempts that failed in a row
         self._child: TrainerChild | None = None
         self._child_serves: int | None = None  # the ensemble of the child's log
+        self._trained_last = 0  # size of the pack that the child has compiled for
         self._interrupted: Reason | None = None
         self._seen = time.monotonic()
 
@@ -142,11 +130,15 @@ class Worker:
         job = task.label if task else None
         self._lock = WorkerLock.take(self._store.target, self.id)
         byte = self._lock.byte if self._lock else None
-        info = worker_info(self.id, slurm_job=job, lock_byte=byte)
+        info = with_task(worker_info(self.id, lock_byte=byte), task)
         self._reach(lambda: self._store.register_worker(info))
+        self._evidence = Watcher(self._store, self.id, task, self._log)
+        self._stopping.meanwhile = self._evidence.poll
         self._log(
             f"worker {self.id}{f' in SLURM job {job}' if job else ''}, database {self._store.where}"
         )
+        for line in self._headline():
+            self._log(line)
         try:
             self._work()
             return self._exit_code()
@@ -162,9 +154,14 @@ class Worker:
             if self._interrupted or self._mismatch or self._drained or self._room() == 0:
                 return
             self._neighbours.require_locks()
+            too_late = self._reach(self._too_late)
+            if too_late is not None:
+                self._interrupted = Reason(too_late)
+                return
             jobs = self._reach(self._claim)
             if jobs:
                 self._taken += len(jobs)
+                self._claims += 1
                 self._train(jobs)
             elif not self._wait_for_work():
                 return
@@ -175,8 +172,25 @@ class Worker:
             limit=self._room(),
             lease_seconds=self._options.lease_seconds,
             ensemble=self._options.ensemble,
-            log_path=_log_path(self.id),
+            log_path=self._log_path(self._claims + 1),
         )
+
+    def _too_late(self) -> str | None:
+        serves = self._child_serves if self._is_there() else None
+        return self._time.why_not(self._stopping.left(), self._options.ensemble, serves)
+
+    def _is_there(self) -> bool:
+        """Whether a trainer waits for work."""
+        return self._child is not None and not self._child.ended
+
+    def _log_path(self, claim: int) -> str:
+        """The log of a claim, relative to whatever run folder it stands in."""
+        run_dir = RunDir(Path("/"))
+        return run_dir.relative(run_dir.log(self.id, claim))
+
+    def _headline(self) -> list[str]:
+        environment = child_environment(os.environ, share=self._options.share)
+        return headline(environment, self._stopping.limit_in_words())
 
     def _wait_for_work(self) -> bool:
         """Sleep until a claim may bring something; False if it can't, for all that is known."""
@@ -241,6 +255,13 @@ class Worker:
         self._served.add(ensemble.id)
         seeds = ", ".join(f"{job.seed} (attempt {job.attempt})" for job in jobs)
         self._log(f"claimed of {ensemble.name}: seed {seeds}")
+        warm = (
+            self._is_there()
+            and self._child_serves == ensemble.id
+            and self._trained_last == len(jobs)
+        )
+        self._trained_last = len(jobs)
+        self._stopping.timing = self._time.claimed(jobs, warm=warm)
         session = PackSession(
             store=self._store,
             options=self._options,
@@ -248,10 +269,11 @@ class Worker:
             jobs=jobs,
             worker_id=self.id,
             stopper=self._stopping,
+            timing=self._stopping.timing,
             log=self._log,
         )
         try:
-            child = self._trainer(ensemble, session)
+            child = self._trainer(ensemble, jobs)
             session.train(child)
         except BaseException as error:
             if self._child is not None and not self._child.ended:
@@ -282,26 +304,28 @@ class Worker:
             f"{socket.gethostname()}: this host, or what all members share, is at fault, so this "
             "worker leaves before it uses up more tries; the last one: "
             f"{session.recorder.last_failure}; see `ensq show` and the log "
-            f"{_log_path(self.id)} in the run folder, then start a worker again, here or elsewhere"
+            f"{self._log_path(self._claims)} in the run folder, then start a worker again, here "
+            "or elsewhere"
         )
 
-    def _trainer(self, ensemble: Ensemble, session: PackSession) -> TrainerChild:
+    def _trainer(self, ensemble: Ensemble, jobs: list[Job]) -> TrainerChild:
         """The child that serves this ensemble: the one that is there, or a new one.
 
         A child keeps to one ensemble: another has nothing to share with it but memory, and its
-        log belongs into another folder. Raises DiskError.
+        log belongs into another folder. Each claim has a log of its own. Raises DiskError.
         """
         run_dir = RunDir.of(self._store.root, ensemble.run_path)
-        make_folders_or_refuse(session, run_dir.path)
-        if self._child is not None and not self._child.ended:
-            if self._child_serves == ensemble.id:
-                return self._child
-            self._child.quit(_QUIT_PATIENCE)
+        make_folders_or_refuse(jobs, run_dir)
+        log_path = run_dir.log(self.id, self._claims)
         try:
+            if self._child is not None and not self._child.ended:
+                if self._child_serves == ensemble.id:
+                    self._child.begin_log(log_path, self._headline())
+                    return self._child
+                self._child.quit(_QUIT_PATIENCE)
+            environment = child_environment(os.environ, share=self._options.share)
             self._child = TrainerChild(
-                self._options.trainer,
-                run_dir.log(self.id),
-                child_environment(os.environ),
+                self._options.trainer, log_path, environment, self._headline()
             )
         except OSError as error:
             raise DiskError(
@@ -322,7 +346,8 @@ class Worker:
             stopped = "a person asked this worker to leave"
         if stopped and self._reach(self._outlook).open:
             self._log(f"stopped ({stopped}) with work left")
-            return EXIT_INTERRUPTED
+            # Who started this worker must not start it again when a person sends it away.
+            return EXIT_OK if self._drained else EXIT_INTERRUPTED
         failed = self._reach(self._failed_members)
         self._log("nothing is left to take" + (f"; {failed} members failed" if failed else ""))
         return EXIT_JOBS_FAILED if failed else EXIT_OK
@@ -337,6 +362,8 @@ class Worker:
 
     def _end(self) -> None:
         """End the child and sign off; a database that is away changes nothing about the end."""
+        if self._evidence is not None:
+            self._evidence.close()
         if self._child is not None and not self._child.ended:
             self._child.quit(_QUIT_PATIENCE)
         try:
@@ -346,9 +373,3 @@ class Worker:
         if self._lock is not None:
             with suppress(OSError):
                 self._lock.release()  # last: a free byte means that this worker is dead
-
-
-def _log_path(worker_id: str) -> str:
-    """The child's log relative to whatever run folder it stands in."""
-    run_dir = RunDir(Path("/"))
-    return run_dir.relative(run_dir.log(worker_id))
