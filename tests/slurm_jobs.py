@@ -60,7 +60,7 @@ def script(
         output=str(folder / "%x-%A_%a.out"),
         folder=str(folder),
         database=None if database is None else str(folder / database),
-        **{"gpus": "0", **more},
+        **{"gpus": "0", "signal": 0, **more},
         setup=(before,) if before else (),
         command=shlex.join(command),
         options=tuple(worker[worker.index("worker") + 1 :]),

@@ -19,9 +19,9 @@ MINUTES = ("--time=1",)
 EPOCHS = 1200
 
 
-def completed_in_runs(place: Ensemble, job: str) -> int:
+def completed_in_runs(place: Ensemble, job: str, seconds: float = 300) -> int:
     """The runs that a completed training needed; each went on where the one before had stopped."""
-    (ended,) = place.cluster.wait_ended(job, 300)
+    (ended,) = place.cluster.wait_ended(job, seconds)
     assert ended.state == "COMPLETED", place.said()
     *stopped, last = place.attempts()
     assert str(last.outcome) == "done"
@@ -111,5 +111,5 @@ def test_warnings_by_each_signal_to_workers_and_to_the_script(
 def test_time_limit_of_a_minute_with_a_training_of_three(cluster: Cluster, tmp_path: Path) -> None:
     """As it is: the worker asks squeue for its limit."""
     place = Real(cluster, tmp_path, epochs=7 * EPOCHS)
-    assert completed_in_runs(place, place.submit(*MINUTES)) >= 3
+    assert completed_in_runs(place, place.submit(*MINUTES), 600) >= 3
     place.require_sound()
