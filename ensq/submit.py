@@ -7,10 +7,8 @@ import math
 import os
 import re
 import shutil
-import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -71,7 +69,7 @@ def plan(
         script="",
         output=f"{place}/".replace("%", "%%") + "%A_%a.out",
         folder=str(folder),
-        database=None if target.has_password else _database(target),
+        database=None if target.has_password else target.text,
         root=None if target.path is not None else str(target.root),
         bin_folder=str(Path(sys.executable).parent) if settings.command == "ensq" else None,
         seconds=settings.seconds,
@@ -96,12 +94,6 @@ def comment(target: Target) -> str:
     return "ensq-" + hashlib.sha256(target.where.encode()).hexdigest()[:12]
 
 
-def _database(target: Target) -> str:
-    if target.path is not None:
-        return str(target.path)
-    return target.url.set(drivername="postgresql").render_as_string(hide_password=True)
-
-
 def members_open(jobs: Sequence[Job]) -> int:
     """Members that a worker could take now or later: not those that are held."""
     return sum(job.state in _OPEN for job in jobs)
@@ -118,10 +110,8 @@ def workers_needed(open_members: int, settings: SlurmConfig, here_already: int) 
 
 def count_here(ensemble: str, target: Target, environment: Mapping[str, str]) -> int | None:
     """Workers for this ensemble and database that wait or run; None if squeue does not say."""
-    if shutil.which("squeue", path=environment.get("PATH")) is None:
-        return None
     plain = {name: text for name, text in environment.items() if not name.startswith("SQUEUE_")}
-    # An end that is always printed tells no jobs from no answer.
+    # With its heading, which tells "no jobs" from no answer.
     said = commands.output(
         [
             *("squeue", "--all", "--array", f"--user={os.getuid()}"),
@@ -152,52 +142,30 @@ def submit(
             f"sbatch is not found; call it where SLURM is: sbatch {submission.script} (a login "
             "node; ensq submit --dry-run prints the script)"
         )
-    theirs = {**environment, "ENSQ_DB": _with_password(target)}
+    theirs = {**environment, "ENSQ_DB": target.text}
     # An array for workers, even if this runs inside a job.
     theirs = {name: text for name, text in theirs.items() if not _of_a_job(name)}
-    with _silence(submission):
-        done = subprocess.run(
-            ["sbatch", "--parsable", str(submission.script)],
-            env=theirs,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_SBATCH_SECONDS,
-        )
-    said = "; ".join(
-        line.removeprefix("sbatch: ").removeprefix("error: ") for line in done.stderr.splitlines()
-    )
-    found = _SUBMITTED.fullmatch(done.stdout.strip())
-    if done.returncode != 0 or found is None:
+    answer = commands.ask(["sbatch", "--parsable", str(submission.script)], theirs, _SBATCH_SECONDS)
+    if answer.timed_out:
         raise EnsqError(
-            f"sbatch refused {submission.script}: {said or done.stdout.strip() or 'no reason'}; "
+            f"sbatch did not answer within {_SBATCH_SECONDS:g} s; it may have submitted "
+            f"{submission.script} all the same: look with squeue --me before you try again"
+        )
+    if answer.code is None:
+        raise EnsqError(f"sbatch can't be started: {answer.errors}")
+    said = "; ".join(
+        line.removeprefix("sbatch: ").removeprefix("error: ") for line in answer.errors.splitlines()
+    )
+    found = _SUBMITTED.fullmatch(answer.out.strip())
+    if answer.code != 0 or found is None:
+        raise EnsqError(
+            f"sbatch refused {submission.script}: {said or answer.out.strip() or 'no reason'}; "
             "nothing was submitted, the members stay queued. Correct the section slurm of the "
             "configuration, or give another value as an option"
         )
     return replace(submission, job=found[1], cluster=found[2])
 
 
-def _with_password(target: Target) -> str:
-    if target.path is not None:
-        return str(target.path)
-    return target.url.set(drivername="postgresql").render_as_string(hide_password=False)
-
-
 def _of_a_job(name: str) -> bool:
     ours = ("SLURM_CONF", "SLURM_CLUSTERS")
     return name.startswith(("SLURM_", "SBATCH_ARRAY")) and name not in ours
-
-
-@contextmanager
-def _silence(submission: Submission) -> Iterator[None]:
-    """Errors for an sbatch that can't be started or does not answer."""
-    try:
-        yield
-    except subprocess.TimeoutExpired:
-        raise EnsqError(
-            f"sbatch did not answer within {_SBATCH_SECONDS:g} s; it may have submitted "
-            f"{submission.script} all the same: look with squeue --me before you try again"
-        ) from None
-    except OSError as error:
-        raise EnsqError(f"sbatch can't be started: {error.strerror or error}") from error

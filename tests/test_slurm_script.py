@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,7 @@ FULL = JobPlan(
 PLANS = {
     "least": LEAST,
     "full": FULL,
-    "no_requeue": JobPlan(**{**vars(LEAST), "requeue": False, "finalize": False, "gpus": "0"}),
+    "no_requeue": replace(LEAST, requeue=False, finalize=False, gpus="0"),
 }
 
 
@@ -104,7 +105,7 @@ def test_bash_and_shellcheck_have_nothing_against_it(name: str) -> None:
 def test_warning_costs_little_of_a_short_limit(
     seconds: int | None, signal_: int, expected: int
 ) -> None:
-    plan = JobPlan(**{**vars(LEAST), "seconds": seconds, "signal": signal_})
+    plan = replace(LEAST, seconds=seconds, signal=signal_)
     assert warning_seconds(plan) == expected
     assert (f"--signal=USR1@{expected}" in directives(plan)) == (expected > 0)
 

@@ -25,7 +25,7 @@ def status(name: str | None, db: str | None, json_: bool) -> None:
 
     with Store.open(url_of(db), read_only=True) as store:
         chosen = store.ensembles() if name is None else [only_ensemble(store, name)]
-        if any(_is_open(store, ensemble) for ensemble in chosen):
+        if any(_is_open(store.jobs(ensemble.id)) for ensemble in chosen):
             ask_once(url_of(db))
         views = [_View(store, ensemble) for ensemble in chosen]
         if json_:
@@ -39,18 +39,16 @@ def status(name: str | None, db: str | None, json_: bool) -> None:
                 click.echo(line)
 
 
-def _is_open(store: Store, ensemble: Ensemble) -> bool:
+def _is_open(jobs: Sequence[Job]) -> bool:
     from ensq.jobs import TERMINAL
 
-    return any(job.state not in TERMINAL for job in store.jobs(ensemble.id))
+    return any(job.state not in TERMINAL for job in jobs)
 
 
 class _View:
     """One ensemble as it stands."""
 
     def __init__(self, store: Store, ensemble: Ensemble) -> None:
-        from ensq.jobs import TERMINAL
-
         self.ensemble = ensemble
         self.jobs = store.jobs(ensemble.id)
         self.now = store.now()
@@ -58,7 +56,7 @@ class _View:
         self.gone = {id_ for id_, worker in self.workers.items() if store.is_gone(worker)}
         self.fallbacks = store.fallbacks(ensemble.id)
         self.slurm = SlurmView(store.slurm_said(), self.now, self.workers.values())
-        self.open = any(job.state not in TERMINAL for job in self.jobs)
+        self.open = _is_open(self.jobs)
 
     def lines(self, hint: str) -> list[str]:
         """Summary, table of members, their workers, errors, and what to type next."""

@@ -129,7 +129,7 @@ def _of_config(
     settings = with_flags(config.slurm, asked)  # before anything is written
     if dry_run and not (target.path is None or target.path.exists()):
         return _Found(name, settings, len(config.seeds), f"runs/{name}")
-    with Store.open(_url(target), create=not dry_run, read_only=dry_run) as store:
+    with Store.open(target.text, create=not dry_run, read_only=dry_run) as store:
         if dry_run:
             ensemble = store.ensemble(name)
             refuse_other(ensemble, checked)
@@ -155,17 +155,11 @@ def _of_queue(what: str, target: Target, name: str | None, asked: _Asked, change
             f"--name, --set and --n-models go with a configuration, and {what!r} is the name of "
             "an ensemble; a file has the ending .yaml"
         )
-    with Store.open(_url(target), read_only=True) as store:
+    with Store.open(target.text, read_only=True) as store:
         ensemble = only_ensemble(store, what)
         settings = with_flags(configuration.loads(ensemble.config).slurm, asked)
         count = members_open(store.jobs(ensemble.id))
         return _Found(ensemble.name, settings, count, ensemble.run_path)
-
-
-def _url(target: Target) -> str:
-    if target.path is not None:
-        return str(target.path)
-    return target.url.render_as_string(hide_password=False)
 
 
 def with_flags(settings: SlurmConfig, asked: _Asked) -> SlurmConfig:

@@ -80,6 +80,13 @@ class Target:
         return cls(url=url, path=None, where=shown.render_as_string(), root=root)
 
     @property
+    def text(self) -> str:
+        """The path or URL by which another process opens it; it may hold a password."""
+        if self.path is not None:
+            return str(self.path)
+        return self.url.set(drivername="postgresql").render_as_string(hide_password=False)
+
+    @property
     def has_password(self) -> bool:
         """Whether the URL holds a password, which must not stand in a command line."""
         return self.url.password is not None or any(name in self.url.query for name in _PASSWORDS)
