@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -101,6 +101,15 @@ def comes_free(target: Target, byte: int) -> bool:
     return is_free(target, byte) is True
 
 
+def open_files(pid: int) -> list[str]:
+    """What a process has open; files that it closes meanwhile are not named."""
+    found = []
+    for link in (Path("/proc") / str(pid) / "fd").iterdir():
+        with suppress(FileNotFoundError):
+            found.append(str(link.readlink()))
+    return found
+
+
 def test_byte_is_held_while_the_process_lives_and_free_after_sigkill(
     path: Path, target: Target
 ) -> None:
@@ -123,11 +132,7 @@ def test_child_of_a_worker_does_not_keep_its_byte(path: Path, target: Target) ->
     with holder(path) as one:
         child = int(one.ask("spawn"))
         try:
-            assert not [
-                link
-                for link in (Path("/proc") / str(child) / "fd").iterdir()
-                if "-workers" in str(link.readlink())
-            ]
+            assert not [file for file in open_files(child) if "-workers" in file]
             os.kill(one.pid, signal.SIGKILL)
             assert comes_free(target, one.byte)
             os.kill(child, 0)  # it lives still
