@@ -6,13 +6,14 @@ import functools
 from pathlib import Path
 from typing import Any
 
+from ensq.train.compat import enable_x64
+
 import jax
 import jax.numpy as jnp
 import msgspec
 import numpy as np
 import pytest
 from independent_model import Independent
-from jax.experimental import enable_x64
 from model_tools import (
     ALL_NETWORKS,
     CUTOFF,

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import ensq.train.compat  # noqa: F401  (before chemtrain and jax_md)
+from ensq.train.compat import enable_x64
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from jax.experimental import enable_x64
 from jax_md_mod.model import layers
 from model_tools import (
     BEADS,

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ensq.train.compat import enable_x64
+
 import jax
 import jax.numpy as jnp
 import lammps_tools
@@ -23,7 +25,6 @@ from export_tools import (
     member,
     with_params,
 )
-from jax.experimental import enable_x64
 from model_tools import compile_fast
 
 from ensq import config as configuration

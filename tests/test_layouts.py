@@ -7,12 +7,13 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from ensq.train.compat import enable_x64
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
-from jax.experimental import enable_x64
 from jaxtyping import TypeCheckError
 from model_tools import (
     BEADS,

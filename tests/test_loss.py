@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import ensq.train.compat  # noqa: F401  (before chemtrain and jax_md)
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ensq.train.compat  # noqa: F401  (before chemtrain and jax_md)
+
 import jax
 import jax.numpy as jnp
-import jax_md_mod  # noqa: F401  (jax_md needs it imported before it)
 import numpy as np
 import pytest
 from jax_md import partition, space

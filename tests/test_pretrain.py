@@ -8,11 +8,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+from ensq.train.compat import enable_x64
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import enable_x64
 from msgspec.structs import replace
 from test_priors import chain
 

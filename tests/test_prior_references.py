@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ensq.train.compat import enable_x64
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import enable_x64
 from lammps_reference import lammps, require_lammps
 from msgspec.structs import replace
 from scipy.interpolate import CubicSpline

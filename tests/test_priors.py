@@ -6,12 +6,13 @@ import dataclasses
 import functools
 from typing import Any
 
+from ensq.train.compat import enable_x64
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
-from jax.experimental import enable_x64
 from model_tools import PRIORS, compile_fast, force_gradient, frames_of, make_model
 from model_tools import chain as beads_of_model
 

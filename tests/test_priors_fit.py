@@ -9,13 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ensq.train.compat import enable_x64
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner, Result
-from jax.experimental import enable_x64
 
 from ensq import boltzmann, config, data, priorfiles
 from ensq.boltzmann import Chains, Fit

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from ensq.train.compat import enable_x64
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
-from jax.experimental import enable_x64
 from msgspec.structs import replace
 from scipy.interpolate import CubicSpline, PPoly
 from test_priors import angle, chain, dihedral, evaluate, helix

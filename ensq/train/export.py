@@ -13,9 +13,10 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from ensq.train.compat import enable_x64  # before chemtrain and jax_md
+
 import jax
 import jax.numpy as jnp
-import jax_md_mod  # noqa: F401  (chemtrain and jax_md need it imported before them)
 import numpy as np
 from chemtrain.deploy import exporter, graphs
 from jax import Array
@@ -77,7 +78,7 @@ def to_bytes(
     kind = _RowsExporter if getattr(model.network, "needs_rows", False) else _Exporter
     source = kind(model, [parameters_of(result) for result in results])
     source.unit_style = UNIT_STYLES[config.unit]
-    with warnings.catch_warnings(), _single_precision():
+    with warnings.catch_warnings(), enable_x64(False):
         # jax_md sums in float64 where it can, and says so where it can't.
         warnings.filterwarnings("ignore", "Explicitly requested dtype", UserWarning)
         source.export()
@@ -224,12 +225,6 @@ class _RowsExporter(_Exporter):
             periodic=False,
         )
         return jnp.where(self._valid, self.network._of_network(params, made), 0.0)
-
-
-def _single_precision() -> Any:
-    from jax.experimental import disable_x64
-
-    return disable_x64()
 
 
 def _finished(module: str, restriction: str | None) -> str:

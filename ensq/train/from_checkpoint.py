@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ensq.train.compat import enable_x64
+
 import numpy as np
-from jax.experimental import enable_x64
 
 from ensq import config as configuration
 from ensq import seal

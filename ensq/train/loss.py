@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import ensq.train.compat  # noqa: F401  (before chemtrain and jax_md)
+
 import jax.numpy as jnp
-import jax_md_mod  # noqa: F401  (chemtrain and jax_md need it imported before them)
 import numpy as np
 from chemtrain.learn import force_matching
 from jax import Array

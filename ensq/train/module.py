@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import ensq.train.compat  # noqa: F401  (before chemtrain and jax_md)
+
 import numpy as np
 from chemtrain.deploy._protobuf import model_pb2
 from google.protobuf.message import DecodeError
 from jax._src.interpreters import mlir as jax_mlir
-from jax._src.lib import xla_client, xla_extension  # type: ignore[attr-defined]
 from jax._src.lib.mlir import ir  # type: ignore[attr-defined]
-from jax.extend.backend import get_backend
 from numpy.typing import NDArray
 
 from ensq.errors import ExportError
 from ensq.train.domains import SKIN, System, neighbour_list, total_forces
+from ensq.train.executable import Executable
 
 ENTRY = "main"  # the exported module's function
 RESTRICTION = "ensq.restriction"  # attribute of the module: how it must be run
@@ -42,7 +43,7 @@ class LoadedModel:
         self._half_list = bool(proto.neighbor_list.half_list)
         self._module = str(proto.mlir_module)
         self.restriction = _restriction(self._module)
-        self._programs: dict[tuple[int, int], Any] = {}
+        self._programs: dict[tuple[int, int], Executable] = {}
 
     def reach(self, *, newton: bool) -> float:
         """How far from its domain a rank must see ghosts."""
@@ -89,11 +90,8 @@ class LoadedModel:
             np.bool_(newton),
             *self._neighbours(edges, n, size),
         )
-        client = get_backend("cpu")
-        device = client.local_devices()[0]
-        buffers = [client.buffer_from_pyval(np.asarray(a), device) for a in arguments]
-        force, energy = self._programs[n, size].execute(buffers)[:2]
-        return float(np.asarray(energy)), np.asarray(force)[: system.n_atoms]
+        force, energy = self._programs[n, size](*arguments)[:2]
+        return float(energy), force[: system.n_atoms]
 
     def reserve(self, systems: Sequence[System]) -> None:
         """Compile one program that is large enough for all these systems."""
@@ -146,7 +144,7 @@ def _restriction(module: str) -> str | None:
         return str(ir.StringAttr(attributes[RESTRICTION]).value)
 
 
-def _compile(module: str, shapes: list[tuple[int, ...]]) -> Any:
+def _compile(module: str, shapes: list[tuple[int, ...]]) -> Executable:
     """The module with its symbolic sizes set to these, compiled for the CPU.
 
     A new entry point with concrete shapes calls the exported one; XLA's shape refinement then
@@ -166,15 +164,7 @@ def _compile(module: str, shapes: list[tuple[int, ...]]) -> Any:
     entry = _entry_point(dynamic, static, returned, sized)
     renamed = module.replace(f"func.func public @{ENTRY}(", "func.func private @exported(", 1)
     body = renamed.rstrip().removesuffix("}")
-    with jax_mlir.make_ir_context():
-        bytecode = jax_mlir.module_to_bytecode(ir.Module.parse(f"{body}{entry}}}\n"))
-    refined = xla_extension.mlir.refine_polymorphic_shapes(
-        mlir_module=bytecode, enable_shape_assertions=True, validate_static_shapes=True
-    )
-    options = xla_client.CompileOptions()
-    # The module is run a few times only: a quick compile serves better than quick code.
-    options.executable_build_options.debug_options.xla_backend_optimization_level = 0
-    return get_backend("cpu").compile(refined, compile_options=options)
+    return Executable(f"{body}{entry}}}\n")
 
 
 def _symbol(operation: Any) -> str:

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import ensq.train.compat  # noqa: F401  (before chemtrain and jax_md)
+
 import jax
 import jax.numpy as jnp
 import msgspec

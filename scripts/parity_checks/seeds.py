@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ensq.train.compat  # noqa: F401  (before chemtrain and jax_md)
+
 import jax
 import numpy as np
 from chemtrain.trainers import EnsembleOfModels

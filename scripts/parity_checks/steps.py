@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ensq.train.compat  # noqa: F401  (before chemtrain and jax_md)
+
 import jax
 import jax.numpy as jnp
-import jax_md_mod  # noqa: F401  (chemtrain and jax_md need it imported before them)
 import msgspec
 import numpy as np
 from chemtrain.trainers import ForceMatching

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import ensq.train.compat  # noqa: F401  (before chemtrain and jax_md)
+
 import jax.numpy as jnp
-import jax_md_mod  # noqa: F401  (chemtrain and jax_md need it imported before them)
 import msgspec
 from jax import Array
 from jax_md import partition, space

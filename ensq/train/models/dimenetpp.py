@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import ensq.train.compat  # noqa: F401  (before chemtrain and jax_md)
+
 import haiku as hk
 import jax
 import jax.numpy as jnp
-import jax_md_mod  # noqa: F401  (chemtrain and jax_md need it imported before them)
 import msgspec
 from jax import Array
 from jax_md_mod.model.neural_networks import DimeNetPP
