@@ -1,9 +1,10 @@
-# Sourced by the scripts beside it: the virtual environment .venv of this checkout, with what a
-# lock file names and ensq itself. Sets ROOT (the checkout) and, after `environment`, PYTHON.
+# Sourced by the scripts beside it: the virtual environment .venv of this checkout (or the one that
+# VENV names), with what a lock file names and ensq itself. Sets ROOT (the checkout) and, after
+# `environment`, PYTHON.
 # shellcheck shell=bash
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
-VENV=$ROOT/.venv
+VENV=${VENV:-$ROOT/.venv}
 ME=$(basename "$0")
 
 # Modules and packages of other installations must not be found before those of .venv.
@@ -17,25 +18,39 @@ die() {
 }
 seconds() { date +%s; }
 
-fits() { # whether a command is Python 3.11 or 3.12
-    "$@" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' \
+fits() { # whether a command is Python 3.11, 3.12 or 3.13
+    "$@" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
         >/dev/null 2>&1
+}
+
+# Python 3.13 has no wheels of what chemtrain asks for, but of current JAX.
+lock_that_fits() { # lock file; prints it, or the one of current packages in its place
+    if "$PYTHON" -c 'import sys; sys.exit(sys.version_info[:2] < (3, 13))'; then
+        case $1 in
+        *current*) ;;
+        *)
+            printf '%s\n' "${1/requirements/requirements-current}"
+            return
+            ;;
+        esac
+    fi
+    printf '%s\n' "$1"
 }
 
 find_python() { # prints the first Python that fits
     local candidate
     if [[ -n ${ENSQ_PYTHON:-} ]]; then
-        fits "$ENSQ_PYTHON" || die "ENSQ_PYTHON=$ENSQ_PYTHON is not a Python 3.11 or 3.12"
+        fits "$ENSQ_PYTHON" || die "ENSQ_PYTHON=$ENSQ_PYTHON is not a Python 3.11, 3.12 or 3.13"
         printf '%s\n' "$ENSQ_PYTHON"
         return
     fi
-    for candidate in python3.11 python3.12 python3 python; do
+    for candidate in python3.11 python3.12 python3.13 python3 python; do
         if fits "$candidate"; then
             command -v "$candidate"
             return
         fi
     done
-    die "no Python 3.11 or 3.12 found (python3 is $(python3 --version 2>&1 || true)).
+    die "no Python 3.11, 3.12 or 3.13 found (python3 is $(python3 --version 2>&1 || true)).
 Install one (Debian 12, Ubuntu 24.04: apt install python3 python3-venv), or set ENSQ_PYTHON to its path."
 }
 
@@ -50,7 +65,7 @@ make_venv() {
         mv "$VENV" "$VENV.replaced"
     fi
     rm -rf "$VENV.replaced"
-    say "making .venv with $("$base" --version 2>&1) ($base)"
+    say "making $(basename "$VENV") with $("$base" --version 2>&1) ($base)"
     mkdir -p "$VENV"
     : >"$VENV/.ensq-making"
     "$base" -m venv "$VENV" ||
@@ -101,31 +116,31 @@ install_lock() { # lock file
 
 # environment LOCK: .venv with the packages of the lock file and ensq, reused if it fits.
 environment() {
-    local lock=$1 want package began
-    local stamp=$VENV/.ensq-$lock package_stamp=$VENV/.ensq-package
-    began=$(seconds)
+    local lock=$1 want package began stamp name package_stamp=$VENV/.ensq-package
+    began=$(seconds) name=$(basename "$VENV")
     PYTHON=$VENV/bin/python
     # A .venv that was moved with its checkout has old paths inside.
     if [[ -f $VENV/.ensq-making ]] || ! fits "$PYTHON" ||
         ! grep -qsF "$VENV" "$VENV/bin/activate"; then
         make_venv
     fi
+    lock=$(lock_that_fits "$lock") stamp=$VENV/.ensq-$lock
     want=$(digest "$ROOT/$lock")
     package=$(digest "$ROOT/pyproject.toml" "$ROOT/ensq/__init__.py")
     if [[ $(cat "$stamp" 2>/dev/null) != "$want" ]]; then
         # Written anew only at the end, so that an interrupted installation is done again.
         rm -f "$VENV"/.ensq-*
         install_lock "$lock"
-        if [[ $lock == requirements-dev.lock ]]; then # holds all that requirements.lock holds
-            digest "$ROOT/requirements.lock" >"$VENV/.ensq-requirements.lock"
+        if [[ $lock == *-dev.lock ]]; then # holds all that the one without tests holds
+            digest "$ROOT/${lock/-dev/}" >"$VENV/.ensq-${lock/-dev/}"
         fi
         printf '%s\n' "$want" >"$stamp"
     fi
     if [[ $(cat "$package_stamp" 2>/dev/null) != "$package" ]]; then
         pip_install "$VENV/install-ensq.log" 0 --no-build-isolation --no-index --editable "$ROOT"
         printf '%s\n' "$package" >"$package_stamp"
-        say "environment ready in .venv ($(($(seconds) - began)) s)"
+        say "environment ready in $name ($(($(seconds) - began)) s)"
     else
-        say "environment: .venv is up to date ($lock)"
+        say "environment: $name is up to date ($lock)"
     fi
 }

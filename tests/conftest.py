@@ -43,7 +43,7 @@ class OthersFirst(MetaPathFinder):
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
         if fullname in CHECKED:
-            for name in ("jax_md_mod", "chemtrain.learn"):  # chemtrain wants the other before it
+            for name in ("ensq.train.compat", "chemtrain.learn"):  # in this order only
                 importlib.import_module(name)
 
 

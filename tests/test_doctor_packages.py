@@ -35,11 +35,11 @@ def test_the_packages_here_are_those_that_ensq_asks_for() -> None:
 
 
 def test_a_version_that_does_not_fit_is_a_problem_with_the_one_to_install(tmp_path: Path) -> None:
-    install(tmp_path, "jax", "0.5.0", "jaxlib<=0.5.0,>=0.5.0")
+    install(tmp_path, "jax", "0.4.30", "jaxlib<=0.4.30,>=0.4.30")
     found = look(tmp_path)
     assert found["jax"].state == "problem"
-    assert found["jax"].seen == "jax 0.5.0; needed: <=0.4.37,>=0.4.35"
-    assert found["jax"].advice == 'pip install "jax<=0.4.37,>=0.4.35"'
+    assert found["jax"].seen == "jax 0.4.30; needed: >=0.4.35"
+    assert found["jax"].advice == 'pip install "jax>=0.4.35"'
     assert found["jaxlib"].state == "problem", "jax asks for another one"
 
 
@@ -79,6 +79,6 @@ def test_versions_that_cannot_be_compared_are_unknown(module: str, tmp_path: Pat
 
 
 def test_another_python_is_a_problem() -> None:
-    assert packages._python((3, 13)).state == "problem"
+    assert packages._python((3, 14)).state == "problem"
     assert packages._python((3, 10)).state == "problem"
     assert packages._python(sys.version_info[:2]).state == "ok"

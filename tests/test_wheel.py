@@ -65,7 +65,7 @@ def test_the_metadata_names_the_command_the_pythons_and_the_pins(wheel: Path) ->
         scripts = archive.read(f"{info}/entry_points.txt").decode()
     assert "ensq = ensq.cli:main" in scripts
     assert "Requires-Dist: chemtrain==0.2.0" in metadata
-    assert re.search(r"^Requires-Python: <3\.13,>=3\.11$", metadata, re.MULTILINE)
+    assert re.search(r"^Requires-Python: <3\.14,>=3\.11$", metadata, re.MULTILINE)
 
 
 def test_a_wheel_without_the_migrations_would_be_noticed(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from ensq.slurm import commands
 
 SHOWN = ("jax", "jaxlib", "chemtrain", "optax", "sqlalchemy")  # also where they are in order
 
-_OLDEST, _FIRST_TOO_NEW = (3, 11), (3, 13)
+_OLDEST, _FIRST_TOO_NEW = (3, 11), (3, 14)
 # In a child: `packaging` comes with other packages and may be missing, and the folders of all
 # packages are read, which takes long on a busy network disk. jaxlib is asked for by jax alone.
 _CODE = """
@@ -89,7 +89,7 @@ def _python(version: tuple[int, int]) -> Finding:
     seen = f"Python {platform.python_version()} ({sys.executable})"
     if _OLDEST <= version < _FIRST_TOO_NEW:
         return Finding(key="python", state="ok", seen=seen)
-    return Finding(key="python", state="problem", seen=seen, advice="use Python 3.11 or 3.12")
+    return Finding(key="python", state="problem", seen=seen, advice="use Python 3.11 to 3.13")
 
 
 def _ensq(installed: str | None) -> Finding:

@@ -60,10 +60,9 @@ def _put_bridge_back() -> None:
 
 def _bridge_is_gone() -> bool:
     try:
-        importlib.import_module("jax.lib.xla_bridge").get_backend  # noqa: B018
-    except (ImportError, AttributeError):
+        return _lacks(importlib.import_module("jax.lib.xla_bridge"), "get_backend")
+    except ImportError:
         return True
-    return False
 
 
 def _put_network_types_back() -> None:
