@@ -29,7 +29,7 @@ MODELS: dict[str, tuple[str, ...]] = {
     "allegro": ("model.allegro.max_ell=1",),
     "dimenetpp": (
         "model.ml_model=dimenetpp",
-        "model.dimenetpp={embed_size: 8, n_interaction_blocks: 1, out_embed_size: 8}",
+        "model.dimenetpp={embed_size: 4, n_interaction_blocks: 1, num_sbf: 2, num_rbf: 3}",
     ),
     "priors": ("model.prior_only=true", "model.use_priors=true", "model.train_priors=true"),
 }
@@ -104,7 +104,8 @@ def test_a_model_file_reads_back_what_was_written() -> None:
 
 def trajectory(folder: Path, *overrides: str) -> dict[str, Any]:
     """Losses by epoch of two members, in float64."""
-    config = settings("training.precision=float64", "optimizer.lion.lr=1.0e-3", *overrides)
+    once = "training.stages=[{optimizer: adam, epochs: 3}]"
+    config = settings("training.precision=float64", once, *overrides)
     path = write_tiny(folder / "tiny.npz")
     environment.set_precision("float64")
     try:
