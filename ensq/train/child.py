@@ -37,6 +37,7 @@ class Line:
 
     def __init__(self, events_fd: int) -> None:
         self._events_fd = events_fd
+        self._sending = threading.Lock()  # two threads speak: a message must stay in one piece
         self._commands: queue.SimpleQueue[protocol.Train | protocol.Quit] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._dropped: frozenset[int] = frozenset()
@@ -73,8 +74,9 @@ class Line:
 
     def send(self, message: protocol.Message) -> None:
         data = protocol.encode(message)
-        while data:
-            data = data[os.write(self._events_fd, data) :]
+        with self._sending:
+            while data:
+                data = data[os.write(self._events_fd, data) :]
 
 
 class Workshop:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import msgspec
@@ -22,19 +24,12 @@ from ensq.train import checkpoint, environment, resuming, statistics
 from ensq.train.batches import Batches, batches_of_epoch
 from ensq.train.checkpoint import Identity, MemberResult, Record, Restored
 from ensq.train.pack import Lanes, Program, lane, stack
+from ensq.train.scribe import Control, Scribe
 from ensq.worker import protocol
 from ensq.worker.protocol import MemberTask
 
 SECONDS_PER_CALL = 0.5  # how long a stop may have to wait for the running call
 KEPT_CHECKPOINTS = 3  # two that the queue points to, and one that it does not know yet
-
-
-class Control(Protocol):
-    """What the trainer hears and says while it works."""
-
-    def stop_wanted(self) -> bool: ...
-    def dropped(self) -> frozenset[int]: ...
-    def send(self, message: protocol.Message) -> None: ...
 
 
 @dataclass
@@ -64,6 +59,10 @@ class Trainer:
 
     def train(self, tasks: Sequence[MemberTask], control: Control) -> None:
         """Train these members, as one pack where they stand at the same place."""
+        with Scribe(control) as scribe:
+            self._train(tasks, scribe)
+
+    def _train(self, tasks: Sequence[MemberTask], control: Scribe) -> None:
         tasks = [task for task in tasks if not self._adopt(task, control)]
         restored = [self._restore(task, control) for task in tasks]
         places = sorted({(r.epoch, r.step) for r in restored}, reverse=True)
@@ -116,7 +115,7 @@ class Pack:
     def __init__(
         self,
         trainer: Trainer,
-        control: Control,
+        control: Scribe,
         members: list[Member],
         lanes: Lanes,
         place: _Place,
@@ -131,7 +130,9 @@ class Pack:
         """Train to the end. Returns False if a stop ended it before."""
         while self.place.epoch < self.config.epochs and self._active():
             if not self._train_epoch():
-                self.control.send(protocol.Stopped(checkpoints=self._checkpoint_all()))
+                written = self._checkpoint_all()
+                self.control.settle()
+                self.control.send(protocol.Stopped(checkpoints=written))
                 return False
             self._finish_epoch()
         for place, member in self._active():
@@ -182,7 +183,7 @@ class Pack:
         self.seconds += seconds
         self.trainer.ran(stop - start, seconds)
         self.place.step = stop
-        self.control.send(
+        self.control.tell(
             protocol.StepDone(
                 epoch=self.place.epoch + 1, step=stop, steps=self.program.steps_per_epoch
             )
@@ -204,7 +205,13 @@ class Pack:
         written: dict[str, protocol.Written] = {}
         if self.place.epoch % self.config.training.checkpoint_freq == 0 or self._at_end():
             written = self._checkpoint_all()
-        self.control.send(
+        self.control.do(partial(self._tell, reports, written))
+
+    def _tell(
+        self, reports: list[protocol.MemberEpoch], written: dict[str, protocol.Written]
+    ) -> None:
+        """Report the epoch, after its checkpoints: ``written`` is filled by then."""
+        self.control.tell(
             protocol.EpochDone(
                 members=tuple(
                     _with_checkpoint(report, written.get(str(report.job_id))) for report in reports
@@ -244,7 +251,8 @@ class Pack:
                 member.record.best_energy = validation.energy[place]
                 member.record.best_species = validation.species[place]
             row = (train, *_numbers(scores), rate, seconds)
-            member.record.history.append(row)
+            # a new list: the scribe may still be writing the one before
+            member.record.history = [*member.record.history, row]
             reports.append(_report(member, epoch, train, scores, rate, seconds))
         return reports
 
@@ -262,23 +270,41 @@ class Pack:
     # -- files ---------------------------------------------------------------------------------
 
     def _checkpoint_all(self) -> dict[str, protocol.Written]:
-        """Write a checkpoint of every active member at the present place, by job id."""
+        """Have a checkpoint written of every active member at the present place.
+
+        Returns what will be written, by job id, once the scribe has come to it.
+        """
         epoch, step = self.place.epoch, self.place.step
+        written: dict[str, protocol.Written] = {}
         if epoch == 0 and step == 0:
-            return {}
-        host = jax.device_get(self.lanes)
-        written = {}
-        for place, member in self._active():
+            return written
+        self.control.settle()
+        # A copy: the arrays of the lanes are given away to the next step.
+        host = jax.tree_util.tree_map(lambda leaf: np.array(leaf), self.lanes)
+        states = [
+            (member, lane(host, place), copy.copy(member.record))
+            for place, member in self._active()
+        ]
+        self.control.do(partial(self._write_all, states, epoch, step, written))
+        return written
+
+    def _write_all(
+        self,
+        states: list[tuple[Member, Lanes, Record]],
+        epoch: int,
+        step: int,
+        written: dict[str, protocol.Written],
+    ) -> None:
+        for member, state, record in states:
             path = Path(member.task.folder) / checkpoint_name(epoch, step)
             digest = checkpoint.write_checkpoint(
-                path, lane(host, place), member.record, epoch, step, self.trainer.identity
+                path, state, record, epoch, step, self.trainer.identity
             )
             written[str(member.task.job_id)] = protocol.Written(
                 path=str(path), digest=digest, epoch=epoch, step=step
             )
             self._prune(member, path)
         faults.point("trainer.checkpointed")
-        return written
 
     def _prune(self, member: Member, newest: Path) -> None:
         """Only files that this attempt wrote are ever removed."""
@@ -312,14 +338,17 @@ class Pack:
             identity=self.trainer.identity,
             versions=environment.versions(),
         )
+        self.control.do(partial(self._write_result, member, result))
+
+    def _write_result(self, member: Member, result: MemberResult) -> None:
         path = Path(member.task.folder) / RESULT_NAME
         digest = checkpoint.write_result(path, result)
         faults.point("trainer.result")
-        self.control.send(
+        self.control.tell(
             protocol.MemberDone(
                 job_id=member.task.job_id,
-                best_epoch=record.best_epoch,
-                best_loss=record.best_loss,
+                best_epoch=result.best_epoch,
+                best_loss=result.best_loss,
                 final_loss=result.final_loss,
                 path=str(path),
                 digest=digest,
