@@ -16,6 +16,7 @@ from ensq.rundir import checkpoint_name
 from ensq.train import checkpoint, statistics
 from ensq.train import trainer as trainer_module
 from ensq.train.batches import batches_of_epoch
+from ensq.train.costs import Costs
 from ensq.train.dataset import Dataset
 from ensq.train.pack import Lanes, Program, lane, stack
 from ensq.train.trainer import Trainer
@@ -268,10 +269,10 @@ def resume_from(
     return task(folder, seed, attempt=2, resume=[written])
 
 
-def test_a_member_that_diverges_fails_and_the_other_reaches_the_same_bits(
-    program: Program, trained: Trained
-) -> None:
-    folder, _, results = trained
+def train_with_one_that_diverges(
+    program: Program, folder: Path, trainer: Trainer
+) -> tuple[Listener, checkpoint.MemberResult]:
+    """Seeds 1 and 2 from epoch 1 on; seed 1 is spoilt. What was told, and the result of seed 2."""
 
     def spoil(state: Lanes) -> Lanes:
         return state._replace(params=jax.tree.map(lambda leaf: leaf * 1e30, state.params))
@@ -281,16 +282,78 @@ def test_a_member_that_diverges_fails_and_the_other_reaches_the_same_bits(
         resume_from(program, folder, 2, lambda state: state),
     ]
     listener = Listener()
-    Trainer(program, settings(), DATA_DIGEST).train(tasks, listener)
+    trainer.train(tasks, listener)
     [failed] = listener.of(protocol.MemberFailed)
     assert (failed.job_id, failed.kind) == (1, "diverged")
     assert "seed 1: the loss was not finite in epoch 2; lower the learning rate" in failed.message
     assert listener.epochs(1) == []
     [done] = listener.of(protocol.MemberDone)
     assert done.job_id == 2
-    result = checkpoint.read_result(Path(done.path).read_bytes())
+    return listener, checkpoint.read_result(Path(done.path).read_bytes())
+
+
+def shrunk(listener: Listener) -> bool:
+    return "the pack goes on with 1 of its 2 members" in [
+        phase.text for phase in listener.of(protocol.Phase)
+    ]
+
+
+def test_a_member_that_diverges_fails_and_the_other_reaches_the_same_bits(
+    program: Program, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _, results = trained
+    trainer = Trainer(program, settings(), DATA_DIGEST)
+    monkeypatch.setattr(trainer.costs, "smaller_pays", lambda *_, **__: False)
+    listener, result = train_with_one_that_diverges(program, folder, trainer)
+    assert not shrunk(listener)
     assert identical(result.params, results[2].params)
     np.testing.assert_array_equal(result.history[:, :5], results[2].history[:, :5])
+
+
+def test_a_pack_that_shrinks_goes_on_with_the_members_that_are_left(
+    program: Program, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _, results = trained
+    trainer = Trainer(program, settings(), DATA_DIGEST)
+    asked = []
+
+    def pays(now: int, then: int, *, steps: int, is_compiled: bool) -> bool:
+        asked.append((now, then, steps))
+        return True
+
+    monkeypatch.setattr(trainer.costs, "smaller_pays", pays)
+    listener, result = train_with_one_that_diverges(program, folder, trainer)
+    assert shrunk(listener)
+    assert asked[0] == (2, 1, 4)  # after epoch 2 of 3
+    assert result.seed == 2
+    np.testing.assert_allclose(
+        result.history[:2, :2], results[2].history[:2, :2], rtol=1e-6
+    )  # together, and so to the last digits those of before
+    # The last epoch's rate is far too large: what differs in the last digits grows in it.
+    np.testing.assert_allclose(result.history[2, :2], results[2].history[2, :2], rtol=1e-2)
+
+
+def test_a_smaller_pack_pays_when_it_saves_more_than_its_compilation() -> None:
+    costs = Costs(proportional=True)
+    assert not costs.smaller_pays(4, 2, steps=1000, is_compiled=True), "nothing was measured"
+    costs.stepped(4, 10, 4.0)
+    costs.stepped(4, 10, 8.0)  # disturbed
+    assert costs.smaller_pays(4, 2, steps=1, is_compiled=True)
+    assert not costs.smaller_pays(4, 2, steps=1000, is_compiled=False), "at an unknown price"
+    costs.compiled(30.0)
+    assert not costs.smaller_pays(4, 2, steps=150, is_compiled=False)
+    assert costs.smaller_pays(4, 2, steps=151, is_compiled=False)
+    costs.stepped(2, 10, 3.9)  # it was measured that the smaller one hardly saves
+    assert not costs.smaller_pays(4, 2, steps=1000, is_compiled=False)
+
+
+def test_on_an_accelerator_a_smaller_pack_pays_only_if_that_was_measured() -> None:
+    costs = Costs(proportional=False)
+    costs.stepped(4, 10, 4.0)
+    costs.compiled(1.0)
+    assert not costs.smaller_pays(4, 2, steps=10**6, is_compiled=True)
+    costs.stepped(2, 10, 3.0)
+    assert costs.smaller_pays(4, 2, steps=11, is_compiled=False)
 
 
 # -- moving average ----------------------------------------------------------------------------

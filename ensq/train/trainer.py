@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import msgspec
 import numpy as np
 
 from ensq import config as configuration
@@ -23,7 +22,9 @@ from ensq.rundir import RESULT_NAME, checkpoint_name
 from ensq.train import checkpoint, environment, resuming, statistics
 from ensq.train.batches import Batches, batches_of_epoch
 from ensq.train.checkpoint import Identity, MemberResult, Record, Restored
+from ensq.train.costs import Costs
 from ensq.train.pack import Lanes, Program, lane, stack
+from ensq.train.reporting import numbers, report_of, with_checkpoint
 from ensq.train.scribe import Control, Scribe
 from ensq.worker import protocol
 from ensq.worker.protocol import MemberTask
@@ -56,6 +57,7 @@ class Trainer:
         self.config = config
         self.identity = Identity(configuration.digest(config), data_digest)
         self._steps_per_call = 1
+        self.costs = Costs(proportional=jax.default_backend() == "cpu")
 
     def train(self, tasks: Sequence[MemberTask], control: Control) -> None:
         """Train these members, as one pack where they stand at the same place."""
@@ -135,6 +137,7 @@ class Pack:
                 self.control.send(protocol.Stopped(checkpoints=written))
                 return False
             self._finish_epoch()
+            self._shrink()
         for place, member in self._active():
             self._finish_member(place, member)
         return True
@@ -144,6 +147,22 @@ class Pack:
         for member in self.members:
             member.ended = member.ended or member.task.job_id in dropped
         return [(place, m) for place, m in enumerate(self.members) if not m.ended]
+
+    def _shrink(self) -> None:
+        """Go on without the lanes of members that have ended, where that saves time."""
+        active, now = self._active(), len(self.members)
+        if not 0 < len(active) < now:
+            return
+        ready = self.program.is_compiled(len(active), self.place.epoch)
+        steps = (self.config.epochs - self.place.epoch) * self.program.steps_per_epoch
+        if not self.trainer.costs.smaller_pays(now, len(active), steps=steps, is_compiled=ready):
+            return
+        self.control.send(
+            protocol.Phase(text=f"the pack goes on with {len(active)} of its {now} members")
+        )
+        kept = np.array([place for place, _ in active])
+        self.lanes = jax.tree_util.tree_map(lambda leaf: leaf[kept], self.lanes)
+        self.members = [member for _, member in active]
 
     # -- one epoch -----------------------------------------------------------------------------
 
@@ -170,6 +189,7 @@ class Pack:
         self.lanes = self.program.compile(self.lanes, self.place.epoch, batches)
         jax.block_until_ready(self.lanes.alive)
         seconds = time.monotonic() - began
+        self.trainer.costs.compiled(seconds)
         self.control.send(protocol.Phase(text=f"compiled in {seconds:.1f} s"))
         faults.point("trainer.compiled")
 
@@ -182,6 +202,7 @@ class Pack:
         seconds = time.monotonic() - began
         self.seconds += seconds
         self.trainer.ran(stop - start, seconds)
+        self.trainer.costs.stepped(len(self.members), stop - start, seconds)
         self.place.step = stop
         self.control.tell(
             protocol.StepDone(
@@ -214,7 +235,7 @@ class Pack:
         self.control.tell(
             protocol.EpochDone(
                 members=tuple(
-                    _with_checkpoint(report, written.get(str(report.job_id))) for report in reports
+                    with_checkpoint(report, written.get(str(report.job_id))) for report in reports
                 )
             )
         )
@@ -250,10 +271,12 @@ class Pack:
                 member.record.best_force = validation.force[place]
                 member.record.best_energy = validation.energy[place]
                 member.record.best_species = validation.species[place]
-            row = (train, *_numbers(scores), rate, seconds)
+            row = (train, *numbers(scores), rate, seconds)
             # a new list: the scribe may still be writing the one before
             member.record.history = [*member.record.history, row]
-            reports.append(_report(member, epoch, train, scores, rate, seconds))
+            reports.append(
+                report_of(member.task.job_id, member.record, epoch, train, scores, rate, seconds)
+            )
         return reports
 
     def _diverged(self, member: Member, epoch: int) -> None:
@@ -354,36 +377,3 @@ class Pack:
                 digest=digest,
             )
         )
-
-
-def _numbers(scores: statistics.Scores) -> tuple[float, float, float]:
-    """Loss and errors for the history, NaN standing for a part that is not trained on."""
-    return (
-        scores.loss,
-        math.nan if scores.rmse_force is None else scores.rmse_force,
-        math.nan if scores.rmse_energy is None else scores.rmse_energy,
-    )
-
-
-def _report(
-    member: Member, epoch: int, train: float, scores: statistics.Scores, rate: float, seconds: float
-) -> protocol.MemberEpoch:
-    return protocol.MemberEpoch(
-        job_id=member.task.job_id,
-        epoch=epoch,
-        train_loss=train,
-        val_loss=scores.loss,
-        val_rmse_force=scores.rmse_force,
-        val_rmse_energy=scores.rmse_energy,
-        learning_rate=rate,
-        seconds=seconds,
-        best_epoch=member.record.best_epoch,
-        best_loss=member.record.best_loss,
-        checkpoint=None,
-    )
-
-
-def _with_checkpoint(
-    report: protocol.MemberEpoch, written: protocol.Written | None
-) -> protocol.MemberEpoch:
-    return msgspec.structs.replace(report, checkpoint=written)
