@@ -14,20 +14,20 @@ _LARGEST = 1e8  # an edge in any unit; beyond it lie damaged files
 
 
 def cell_of(raw: Raw, T: int, length: float, unit: str) -> Array | None:
-    """The cells [T,3,3] in Angstrom; None if every direction of every frame is open.
+    """The cells [T,3,3] in the file's unit; None if every direction of every frame is open.
 
     Args:
         raw: ``cell`` may be [] (edge of a cube), [3] or [T,3] (edges of a rectangular box),
             [3,3] or [T,3,3]; ``pbc`` [] or [3] or [T,3]. Without ``pbc``,
             directions with a lattice vector are periodic.
         T: Number of frames.
-        length: Factor to Angstrom.
+        length: Factor to Angstrom, in which flat cells are told.
         unit: The declared unit of length, for messages.
     """
     periodic = _pbc(raw, T)
     if "cell" not in raw.arrays:
         if periodic is not None and periodic.any():
-            frame = int(np.argmax(periodic.any(axis=1)))
+            frame = raw.first + int(np.argmax(periodic.any(axis=1)))
             raise DataError(
                 f"{raw.path}: {raw.name('pbc')}: frame {frame} is periodic, but the file has no "
                 "cell: add one, or set pbc to false"
@@ -42,13 +42,13 @@ def cell_of(raw: Raw, T: int, length: float, unit: str) -> Array | None:
     if missing.size:
         frame, axis = missing[0]
         raise DataError(
-            f"{raw.path}: {raw.name('cell')}: frame {frame} is periodic along lattice vector "
+            f"{raw.path}: {raw.name('cell')}: frame {raw.first + frame} is periodic along lattice vector "
             f"{axis}, which is zero or absent: give it a length, or set pbc to false there"
         )
-    cell = convert(np.where(periodic[:, :, None], cell, 0.0), length)
+    cell = np.where(periodic[:, :, None], cell, 0.0)
     if not cell.any():
         return None
-    _check_heights(raw, cell, unit)
+    _check_heights(raw, convert(cell, length), unit)
     return cell
 
 
@@ -116,7 +116,7 @@ def _check_finite(raw: Raw, cell: Array) -> None:
     if bad.size:
         frame, axis, _ = bad[0]
         raise DataError(
-            f"{raw.path}: {raw.name('cell')}: frame {frame}, lattice vector {axis} holds NaN, "
+            f"{raw.path}: {raw.name('cell')}: frame {raw.first + frame}, lattice vector {axis} holds NaN, "
             f"infinity or a number over {_LARGEST:g} ({len(bad)} such values)"
         )
 
@@ -127,7 +127,7 @@ def _check_heights(raw: Raw, cell: Array, unit: str) -> None:
     if flat.size:
         frame, axis = flat[0]
         raise DataError(
-            f"{raw.path}: {raw.name('cell')}: frame {frame}: its volume is zero, or its lattice "
-            f"planes along vector {axis} lie {height[frame, axis]:.3g} Angstrom apart, less than "
+            f"{raw.path}: {raw.name('cell')}: frame {raw.first + frame}: its volume is zero, or its "
+            f"lattice planes along vector {axis} lie {height[frame, axis]:.3g} Angstrom apart, less than "
             f"{MIN_HEIGHT}: correct the cell, or data.units.length (now {unit})"
         )

@@ -74,7 +74,7 @@ def _rows(values: Array | None, frames: Array) -> Array | None:
 
 @dataclass(frozen=True)
 class Raw:
-    """The arrays of one file under ensq's names, unchecked.
+    """The arrays of one file, or of some of its frames, under ensq's names, unchecked.
 
     ``arrays`` may have: R, F, U, species, Z, names, resname, mask, replica, cell, pbc, protein,
     protein_names. ``called`` says what the file calls them, ``holds`` what else is in it.
@@ -84,6 +84,7 @@ class Raw:
     arrays: Mapping[str, Array]
     called: Mapping[str, str]
     holds: tuple[str, ...]
+    first: int = 0  # the number of the first of these frames in the file
 
     def name(self, key: str) -> str:
         """What the file calls an array: errors speak the user's language."""
