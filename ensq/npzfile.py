@@ -120,9 +120,11 @@ class Npz:
         """Type and shape of an array. Raises as ``read`` does."""
         try:
             with self._archive.open(self._members[name]) as member:
-                return _header(name, member)
+                header = read_header(name, member)
         except _DAMAGED as error:
             raise Unreadable(f"{name}: {_words(error)}") from error
+        _check_length(name, header, self._members[name].file_size)
+        return header
 
     def stream(self, name: str) -> Stream:
         """An array that is stored by rows, to be read in blocks of them. Raises as ``read`` does.
@@ -132,7 +134,7 @@ class Npz:
         info = self._opened(name)
         try:
             member = self._archive.open(info)
-            header = _header(name, member)
+            header = read_header(name, member)
         except _DAMAGED as error:
             raise Unreadable(f"{name}: {_words(error)}") from error
         if header.by_columns or not header.shape:
@@ -160,7 +162,7 @@ class Npz:
 
 def _array(name: str, member: IO[bytes], size: int) -> Array:
     """The array of a member that is said to have ``size`` bytes."""
-    header = _header(name, member)
+    header = read_header(name, member)
     dtype, shape, by_columns, _ = header
     content = np.empty(_check_length(name, header, size), np.uint8)
     _fill(name, content, member)
@@ -198,7 +200,7 @@ def _fill(name: str, content: NDArray[np.uint8], member: IO[bytes]) -> None:
         at += len(block)
 
 
-def _header(name: str, member: IO[bytes]) -> Header:
+def read_header(name: str, member: IO[bytes]) -> Header:
     start = member.read(8)
     if len(start) < 8 or start[:6] != b"\x93NUMPY" or start[6] not in (1, 2, 3):
         raise Unreadable(f"{name} is no array")

@@ -37,7 +37,7 @@ class Values(NamedTuple):
 def part(raw: Raw, gammas: GammasConfig, units: UnitsConfig, unit: EnergyUnit) -> Part:
     """Check the arrays of a file and convert them to Angstrom and ``unit``."""
     found = values_of(raw, gammas, units)
-    T, N = found.mask.shape
+    T = len(found.mask)
     factors = conversion(units.energy, units.length, unit)
     species = species_of(raw, found.mask)
     protein, protein_names = protein_of(raw, T)
@@ -61,14 +61,14 @@ def part(raw: Raw, gammas: GammasConfig, units: UnitsConfig, unit: EnergyUnit) -
 
 def values_of(raw: Raw, gammas: GammasConfig, units: UnitsConfig) -> Values:
     """Check all of some frames but their species, proteins and trajectories."""
-    R = _floats(raw, "R", 3)
+    R = floats_of(raw, "R", 3)
     T, N = R.shape[:2]
     check_shape(raw, R.shape)
     mask = mask_of(raw, T, N)
-    F = _floats(raw, "F", 3) if gammas.F or "F" in raw.arrays else None
+    F = floats_of(raw, "F", 3) if gammas.F or "F" in raw.arrays else None
     if F is not None:
         check_shape(raw, R.shape, F.shape)
-    U = _energies(raw, T, gammas.U > 0)
+    U = energies_of(raw, T, gammas.U > 0)
     return Values(
         R=_zeroed(raw, "R", R, mask),
         F=None if F is None else _zeroed(raw, "F", F, mask),
@@ -81,9 +81,7 @@ def values_of(raw: Raw, gammas: GammasConfig, units: UnitsConfig) -> Values:
 def check_shape(raw: Raw, R: tuple[int, ...], F: tuple[int, ...] | None = None) -> None:
     """Raise DataError if positions and forces of these shapes are not of frames of beads."""
     if R[2:] != (3,) or 0 in R:
-        raise DataError(
-            f"{raw.path}: {raw.name('R')} has shape {R}; it must be [frames, beads, 3]"
-        )
+        raise DataError(f"{raw.path}: {raw.name('R')} has shape {R}; it must be [frames, beads, 3]")
     if F is not None and F != R:
         raise DataError(
             f"{raw.path}: {raw.name('F')} has shape {F}, {raw.name('R')} has {R}; they must be "
@@ -91,7 +89,7 @@ def check_shape(raw: Raw, R: tuple[int, ...], F: tuple[int, ...] | None = None) 
         )
 
 
-def _floats(raw: Raw, key: str, ndim: int) -> Array:
+def floats_of(raw: Raw, key: str, ndim: int) -> Array:
     if key not in raw.arrays:
         raise DataError(
             f"{raw.path}: key {key} is missing; the file has {listed(raw.holds)} "
@@ -126,7 +124,7 @@ def mask_of(raw: Raw, T: int, N: int) -> Array:
     return mask
 
 
-def _energies(raw: Raw, T: int, needed: bool) -> Array | None:
+def energies_of(raw: Raw, T: int, needed: bool) -> Array | None:
     if "U" not in raw.arrays:
         if needed:
             raise DataError(
@@ -220,7 +218,7 @@ def _check_finite(raw: Raw, key: str, values: Array) -> None:
 
 def looked_at(T: int) -> Array:
     """The frames of a file of T whose distances ``check_spacing`` wants to see."""
-    return np.unique(np.linspace(0, T - 1, _FRAMES_LOOKED_AT).astype(int))
+    return np.asarray(np.unique(np.linspace(0, T - 1, _FRAMES_LOOKED_AT).astype(int)))
 
 
 def check_spacing(raw: Raw, frames: Sequence[Array], unit: str) -> None:

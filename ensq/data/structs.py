@@ -46,6 +46,11 @@ class Data:
     def n_frames(self) -> int:
         return int(self.R.shape[0])
 
+    @property
+    def n_beads(self) -> int:
+        """Places of a frame, padding included."""
+        return int(self.R.shape[1])
+
     def force_rms(self) -> float | None:
         """Root mean square of the forces per real component; None without forces."""
         if self.F is None:
