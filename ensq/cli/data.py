@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 import sys
 import time
 from pathlib import Path
@@ -64,8 +65,8 @@ def convert(
     from ensq.config.structs import KeysConfig, UnitsConfig
     from ensq.data.converting import convert_set
 
-    began, ticker = time.monotonic(), Ticker()
-    try:
+    began = time.monotonic()
+    with Ticker() as ticker:
         done = convert_set(
             source,
             dest,
@@ -73,8 +74,6 @@ def convert(
             keys=KeysConfig(**_keys(keys)),
             say=ticker.say,
         )
-    finally:
-        ticker.close()
     told = _told(done.path, done.index, done.digest) | {"seconds": time.monotonic() - began}
     if json_:
         print_json(told)
@@ -96,11 +95,8 @@ def check(set_: Path, json_: bool) -> None:
 
     if not index.is_converted(set_):
         raise UsageError(f"{set_}: no converted set; `ensq data convert` makes one")
-    ticker = Ticker()
-    try:
+    with Ticker() as ticker:
         found = examine(set_, ticker.say)
-    finally:
-        ticker.close()
     told = _told(set_, found, index.digest(set_))
     if json_:
         print_json(told)
@@ -133,14 +129,31 @@ def _told(path: Path, index: Any, digest: str) -> dict[str, Any]:
 
 class Ticker:
     """How far a long task is, on stderr: one line that is kept current in a terminal; elsewhere,
-    as in a log, a line now and then."""
+    as in a log, a line now and then. SIGTERM ends the task as Ctrl-C does, so that it can remove
+    what is half done."""
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
         self._began = time.monotonic()
-        self._text, self._last, self._open = "", 0.0, False
+        self._text, self._last = "", 0.0
+        self._open = self._stopped = False
+
+    def __enter__(self) -> Ticker:
+        self._before = signal.signal(signal.SIGTERM, self.stop)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+        if self._open:
+            click.echo(err=True)
+
+    def stop(self, *signal: object) -> None:
+        """Let the next word end the task."""
+        self._stopped = True
 
     def say(self, text: str, done: int, total: int) -> None:
+        if self._stopped:
+            raise click.Abort
         now = time.monotonic()
         if text != self._text:
             self._text, self._began, self._last = text, now, 0.0
@@ -167,7 +180,3 @@ class Ticker:
             self._open = True
         else:
             click.echo(line, err=True)
-
-    def close(self) -> None:
-        if self._open:
-            click.echo(err=True)

@@ -54,6 +54,8 @@ class Rows:
         if frames.size and not (frames.min() >= 0 and frames.max() < len(self)):
             raise IndexError(f"{self.path} has {len(self)} rows")
         out = np.empty((len(frames), *self.shape[1:]), self.dtype)
+        if not frames.size:
+            return out
         starts = np.flatnonzero(np.diff(frames, prepend=-2) != 1)
         stops = np.append(starts[1:], len(frames))
         room = out.reshape(-1).view(np.uint8).data
