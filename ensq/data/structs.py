@@ -72,6 +72,16 @@ class Data:
             protein=_rows(self.protein, frames),
         )
 
+    def cut(self, beads: int) -> Data:
+        """The same frames with so many places each; what is left out must be padding."""
+        return replace(
+            self,
+            R=self.R[:, :beads],
+            F=None if self.F is None else self.F[:, :beads],
+            species=self.species[:, :beads],
+            mask=self.mask[:, :beads],
+        )
+
 
 def _rows(values: Array | None, frames: Array) -> Array | None:
     return None if values is None else values[frames]
