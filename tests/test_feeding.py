@@ -18,7 +18,7 @@ from ensq.config import RunConfig
 from ensq.config.structs import KeysConfig, UnitsConfig
 from ensq.data.converting import convert_set
 from ensq.errors import ConfigError, DataError, MismatchError
-from ensq.train import feeding, placement, survey
+from ensq.train import checkpoint, feeding, placement, survey
 from ensq.train.batches import batches_of_epoch
 from ensq.train.dataset import Dataset, prepare
 from ensq.train.feeding import Fed
@@ -34,9 +34,9 @@ def write(folder: Path, **changed: Any) -> Path:
     return folder / "tiny.npz"
 
 
-def converted(source: Path, units: UnitsConfig = UnitsConfig()) -> Path:
+def converted(source: Path) -> Path:
     dest = source.parent / "set"
-    convert_set(source, dest, units=units, keys=KeysConfig())
+    convert_set(source, dest, units=UnitsConfig(), keys=KeysConfig())
     return dest
 
 
@@ -60,86 +60,87 @@ def told(listener: Listener, seed: int) -> list[tuple[Any, ...]]:
 
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pieces of two batches and spans of a few frames, so that sets of 40 frames take several."""
-    monkeypatch.setattr(feeding, "PIECE_BYTES", 20_000)
-    monkeypatch.setattr(data.stored, "_BEADS_AT_ONCE", 10_000)
+    """Pieces of two batches, so that sets of 40 frames take several."""
+    monkeypatch.setattr(feeding, "PIECE_BYTES", 4_000)
 
 
-def trainings(path: Path, tmp_path: Path, *more: str) -> list[tuple[Dataset, Listener]]:
-    found = []
-    for place, source in (("device", path), ("host", converted(path)), ("host", path)):
-        config = settings(f"data.placement={place}", *more)
-        dataset = prepared(source, config)
-        assert (dataset.hosted is None) == (place == "device")
-        found.append((dataset, trained(dataset, config, tmp_path / str(len(found)))))
+OWN = ("model.ml_model=own_model:build", "model.options={hidden: 5}")  # quick to compile
+SHORT = "training.stages=[{optimizer: adam, epochs: 1}]"
+
+
+def trainings(
+    sources: dict[str, list[Path]], folder: Path, *more: str
+) -> list[tuple[Dataset, Listener]]:
+    """The same training by each place in turn, of each of its sources."""
+    found: list[tuple[Dataset, Listener]] = []
+    for place, paths in sources.items():
+        for path in paths:
+            config = settings(f"data.placement={place}", *more)
+            dataset = prepared(path, config)
+            assert (dataset.hosted is None) == (place == "device")
+            found.append((dataset, trained(dataset, config, folder / str(len(found)))))
     return found
 
 
-@pytest.mark.parametrize("buckets", [1, 3])
+@pytest.mark.parametrize(
+    "more",
+    [(SHORT,), (*OWN, SHORT, "data.max_buckets=2", "training.batch_per_device=4")],
+    ids=["allegro", "groups"],
+)
 def test_losses_and_results_are_the_same_wherever_the_frames_lie(
-    tmp_path: Path, buckets: int
+    tmp_path: Path, more: tuple[str, ...]
 ) -> None:
     path = write(tmp_path)
-    (one, first), *others = trainings(path, tmp_path, f"data.max_buckets={buckets}")
-    assert len(one.sizes) == buckets
-    for dataset, listener in others:
-        assert dataset.sizes == one.sizes
-        for seed in (1, 2):
-            assert len(told(first, seed)) == 3
-            assert told(listener, seed) == told(first, seed)
-        assert dataset.statistics.avg_num_neighbors == one.statistics.avg_num_neighbors
-        assert dataset.statistics.energy_scale == one.statistics.energy_scale
-    results = [
-        (tmp_path / str(number) / "seed-1" / "attempt-1" / "result.safetensors")
-        for number in range(3)
-    ]
-    from ensq.train import checkpoint
-
-    expected, *found = [checkpoint.read_result(path.read_bytes()) for path in results]
-    for result in found:
-        mine, theirs = (checkpoint.flatten(one.params) for one in (result, expected))
-        assert all(np.array_equal(mine[key], theirs[key]) for key in theirs)
-        for name in ("force_errors", "energy_errors", "species_errors", "species_components"):
-            np.testing.assert_array_equal(getattr(result, name), getattr(expected, name))
-        np.testing.assert_array_equal(result.validation_index, expected.validation_index)
+    (one, first), (two, second) = trainings(
+        {"device": [path], "host": [converted(path)]}, tmp_path, *more
+    )
+    assert two.sizes == one.sizes
+    assert len(one.sizes) == (2 if OWN[0] in more else 1)
+    for seed in (1, 2):
+        assert len(told(first, seed)) == 1
+        assert told(second, seed) == told(first, seed)
+    assert two.statistics.avg_num_neighbors == one.statistics.avg_num_neighbors
+    assert two.statistics.energy_scale == one.statistics.energy_scale
+    expected, found = (
+        checkpoint.read_result(
+            (tmp_path / place / "seed-1" / "attempt-1" / "result.safetensors").read_bytes()
+        )
+        for place in "01"
+    )
+    mine, theirs = checkpoint.flatten(found.params), checkpoint.flatten(expected.params)
+    assert {k: v.tobytes() for k, v in mine.items()} == {k: v.tobytes() for k, v in theirs.items()}
+    for name in ("force_errors", "energy_errors", "species_errors", "species_components"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    np.testing.assert_array_equal(found.validation_index, expected.validation_index)
 
 
 def test_periodic_frames_among_open_ones_are_the_same(tmp_path: Path) -> None:
+    """Also of a file that was not converted, whose frames are in memory anyway."""
     cell = np.zeros((40, 3, 3))
     cell[::3] = np.diag([7.0, 8.0, 0.0])
     path = write(tmp_path, cell=cell)
-    (_, first), *others = trainings(
-        path, tmp_path, "training.stages=[{optimizer: adam, epochs: 1}]"
-    )
+    sources = {"device": [path], "host": [converted(path), path]}
+    (_, first), *others = trainings(sources, tmp_path, *OWN, SHORT)
     for _, listener in others:
         assert told(listener, 1) == told(first, 1)
 
 
 def test_a_difference_would_be_seen(tmp_path: Path) -> None:
     """One force that is another, of one training frame."""
-    path = write(tmp_path)
-    config = settings("data.placement=host", "training.stages=[{optimizer: adam, epochs: 1}]")
-    one = told(trained(prepared(path, config), config, tmp_path / "1"), 1)
-    raw = tiny_arrays(fewest=2)
-    frame = prepared(path, config).hosted.training[0].frames[3]  # type: ignore[union-attr]
-    raw["F"][frame, 0, 0] += 0.01
-    path = write(tmp_path, F=raw["F"])
-    assert told(trained(prepared(path, config), config, tmp_path / "2"), 1) != one
+    path, raw = write(tmp_path), tiny_arrays(fewest=2)
+    hosted = prepared(path, settings("data.placement=host")).hosted
+    assert hosted is not None
+    raw["F"][hosted.training[0].frames[3], 0, 0] += 0.01
+    changed = write(tmp_path / "changed", F=raw["F"])
+    (_, one), (_, two) = trainings({"host": [path, changed]}, tmp_path, *OWN, SHORT)
+    assert told(one, 1) != told(two, 1)
 
 
-def test_only_forces_without_energies_and_the_other_way_round(tmp_path: Path) -> None:
-    path = write(tmp_path)
-    for number, gammas in enumerate(("{F: 1.0, U: 0.0}", "{F: 0.0, U: 1.0}")):
-        found = []
-        for place in ("device", "host"):
-            config = settings(
-                f"data.placement={place}",
-                f"training.gammas={gammas}",
-                "training.stages=[{optimizer: adam, epochs: 1}]",
-            )
-            folder = tmp_path / f"{number}-{place}"
-            found.append(told(trained(prepared(path, config), config, folder), 1))
-        assert found[0] == found[1]
+def test_with_energies_alone_they_are_the_same(tmp_path: Path) -> None:
+    gammas, path = "{F: 0.0, U: 1.0}", write(tmp_path)
+    sources = {"device": [path], "host": [path]}
+    (_, one), (_, two) = trainings(sources, tmp_path, *OWN, SHORT, f"training.gammas={gammas}")
+    assert told(one, 1) == told(two, 1)
 
 
 # -- pieces ------------------------------------------------------------------------------------
@@ -147,7 +148,9 @@ def test_only_forces_without_energies_and_the_other_way_round(tmp_path: Path) ->
 
 @pytest.fixture
 def fed(tmp_path: Path) -> tuple[Dataset, Program]:
-    config = settings("data.placement=host", "data.max_buckets=3")
+    config = settings(
+        "data.placement=host", "data.max_buckets=3", "training.batch_per_device=2", *OWN
+    )
     dataset = prepared(converted(write(tmp_path)), config)
     return dataset, Program(config, dataset)
 
@@ -208,7 +211,7 @@ def test_the_next_piece_is_made_by_another_thread_while_this_one_is_used(
 
 
 def test_what_goes_wrong_while_frames_are_read_ends_the_training(tmp_path: Path) -> None:
-    config = settings("data.placement=host")
+    config = settings("data.placement=host", *OWN)
     path = converted(write(tmp_path))
     dataset = prepared(path, config)
     program = Program(config, dataset)
@@ -319,7 +322,10 @@ def test_the_estimate_is_about_what_the_frames_take(tmp_path: Path) -> None:
 
 def test_priors_that_are_fitted_to_all_frames_need_the_device(tmp_path: Path) -> None:
     config = settings(
-        "data.placement=host", "model.use_priors=true", "training.pretrain_prior=true"
+        "data.placement=host",
+        "model.use_priors=true",
+        "model.priors={r0: 1.8, kr: 1.0, weights: {bond: 1.0}}",
+        "training.pretrain_prior=true",
     )
     with pytest.raises(ConfigError, match="pretrain_prior looks at all frames at once"):
         prepared(write(tmp_path), config)

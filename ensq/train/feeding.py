@@ -24,6 +24,9 @@ from ensq.train.models import Frames
 
 PIECE_BYTES = 32 * 1024 * 1024  # on the device, where one is trained on and one waits
 MOST_STEPS = 1024  # of a piece
+# Batches of a group in a piece, where it has so many: a loop over one is compiled to another order
+# of sums, and the losses would differ in their last digits from those of a resident set.
+FEWEST = 2
 
 
 class Piece(NamedTuple):
@@ -128,7 +131,7 @@ class Fed:
             for count, part in zip(counts.tolist(), self._hosted.training, strict=True)
         )
         share = min(1.0, PIECE_BYTES / max(1, largest), MOST_STEPS / len(batches.group))
-        return [max(1, int(np.ceil(share * count))) for count in counts.tolist()]
+        return [max(min(count, FEWEST), int(share * count)) for count in counts.tolist()]
 
     def _make(self, batches: Batches, number: int) -> Piece:
         """Read the frames of a piece, lay them out, and send them to the device."""
@@ -174,7 +177,7 @@ class Fed:
             if part.n_frames:
                 index = _walk(part.n_frames, self._batch)
                 room = PIECE_BYTES // (part.frame_bytes * index.shape[1])
-                yield _Walk(group, part, index, max(1, min(len(index), room)))
+                yield _Walk(group, part, index, min(len(index), max(FEWEST, room)))
 
     def _make_validation(self, walk: _Walk, at: int) -> ValidationPiece:
         """The batches of a group from number ``at`` on."""

@@ -82,7 +82,7 @@ def _digest(config: RunConfig, key: str) -> str:
 def _read(file: Path) -> Survey | None:
     """None if the file is not there or is damaged: another pass makes it again."""
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             values = {one.name: arrays[one.name] for one in fields(Survey)}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
