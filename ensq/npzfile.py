@@ -119,7 +119,7 @@ class Npz:
     def header(self, name: str) -> Header:
         """Type and shape of an array. Raises as ``read`` does."""
         try:
-            with self._archive.open(self._members[name]) as member:
+            with self._archive.open(self._packed_plainly(name)) as member:
                 header = read_header(name, member)
         except _DAMAGED as error:
             raise Unreadable(f"{name}: {_words(error)}") from error
@@ -142,14 +142,19 @@ class Npz:
         _check_length(name, header, info.file_size)
         return Stream(name, member, header)
 
-    def _opened(self, name: str) -> zipfile.ZipInfo:
-        """A member that may be unpacked."""
+    def _packed_plainly(self, name: str) -> zipfile.ZipInfo:
+        """A member, by a method that NumPy uses: others come from elsewhere, and fail otherwise."""
         info = self._members[name]
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise Unreadable(
                 f"{name} is packed by a method that numpy.savez_compressed doesn't use (number "
                 f"{info.compress_type})"
             )
+        return info
+
+    def _opened(self, name: str) -> zipfile.ZipInfo:
+        """A member that may be unpacked."""
+        info = self._packed_plainly(name)
         self._room -= info.file_size
         if self._room < 0:
             raise Unreadable(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from data_tools import BOTH, FORCES, T, arrays, run_config, save
+from fuzz_arrays import data_arrays, npz_mutator
 from numpy.typing import NDArray
 
 from ensq import data
@@ -25,7 +28,7 @@ from ensq.data import index, stored
 from ensq.data.converting import Converted, convert_set
 from ensq.data.examining import examine
 from ensq.data.rows import Rows
-from ensq.errors import DataError, DiskError, MismatchError, UsageError
+from ensq.errors import DataError, DiskError, EnsqError, MismatchError, UsageError
 from ensq.rundir import sha256_file
 from ensq.units import EnergyUnit
 
@@ -293,6 +296,59 @@ def test_a_full_disk_is_told_before_anything_is_written(
     with pytest.raises(DiskError, match="free space"):
         convert(source)
     assert os.listdir(tmp_path) == ["d.npz"]
+
+
+def _attempt(work: Callable[[], Any]) -> Any:
+    """What it gives, or the error that a person can put right."""
+    try:
+        return work()
+    except EnsqError as error:
+        return error
+
+
+def test_what_loading_takes_convert_takes_and_what_it_refuses_convert_refuses(
+    tmp_path: Path,
+) -> None:
+    """Of files that are damaged or lie about themselves, as of whole ones."""
+    mutated, outcomes = npz_mutator(data_arrays()), set()
+    source, dest = tmp_path / "d.npz", tmp_path / "set"
+    for seed in range(150):
+        source.write_bytes(mutated(random.Random(seed)))
+        expected, found = _attempt(lambda: load(source)), _attempt(lambda: convert(source))
+        assert isinstance(found, DataError) == isinstance(expected, DataError), seed
+        assert dest.exists() == isinstance(expected, data.Data)
+        outcomes.add(type(found))
+        if isinstance(expected, data.Data):
+            taken = load(dest).take(np.arange(expected.n_frames))
+            for key in ("R", "F", "U", "species", "mask", "cell", "protein"):
+                np.testing.assert_array_equal(getattr(taken, key), getattr(expected, key))
+            shutil.rmtree(dest)
+        assert os.listdir(tmp_path) == ["d.npz"]
+    assert outcomes == {DataError, Converted}
+
+
+def test_a_damaged_set_is_an_error_in_words(tmp_path: Path) -> None:
+    made = convert(save(tmp_path / "d.npz", arrays())).path
+    refused = 0
+    for seed in range(150):
+        rng = random.Random(seed)
+        file = rng.choice([made / index.NAME, made / "R.npy", made / "species.npy"])
+        whole = file.read_bytes()
+        at = rng.randrange(len(whole) if file.suffix == ".json" else 200)
+        change = rng.choice([b"", b"\0", b"9", b'"', b"-", whole[at : at + 30] * 2])
+        file.write_bytes(whole[:at] + change + whole[at + len(change) :])
+        stamps = made / index.STAMPS
+        stamps.unlink(missing_ok=True)
+        found = _attempt(
+            lambda: (
+                data.digest(made),
+                load(made).take(np.arange(T)),
+                examine(made, lambda *told: None),
+            )
+        )
+        refused += isinstance(found, EnsqError)
+        file.write_bytes(whole)
+    assert refused > 50
 
 
 # -- interrupted and changed -------------------------------------------------------------------

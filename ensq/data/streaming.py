@@ -15,7 +15,7 @@ from ensq.config.structs import KeysConfig
 from ensq.data import cells, checks, npz
 from ensq.data.species import per_bead
 from ensq.data.stored import spans
-from ensq.data.structs import Raw
+from ensq.data.structs import Array, Raw
 from ensq.errors import DataError
 
 FRAMES = ("R", "F", "U", "mask", "species", "Z", "resname", "cell", "pbc")  # read in pieces
@@ -99,10 +99,7 @@ class Streamed:
 
     def _check(self) -> tuple[int, int]:
         """Frames and beads, by the headers alone."""
-        arrays = {
-            key: np.broadcast_to(np.zeros((), header.dtype.newbyteorder("=")), header.shape)
-            for key, header in self._headers.items()
-        }
+        arrays = {key: _phantom(self._members[key], h) for key, h in self._headers.items()}
         raw = replace(self.raw, arrays=arrays)
         R = checks.floats_of(raw, "R", 3)
         checks.check_shape(raw, R.shape)
@@ -117,6 +114,14 @@ class Streamed:
             del self._members["resname"]  # as the species say that could be named by it
         cells.check_shapes(raw, T)
         return T, N
+
+
+def _phantom(name: str, header: npzfile.Header) -> Array:
+    """An array of this type and shape that takes no memory. Raises Unreadable."""
+    try:
+        return np.broadcast_to(np.zeros((), header.dtype.newbyteorder("=")), header.shape)
+    except ValueError as error:  # without numbers, and with more axes' lengths than fit
+        raise npzfile.Unreadable(f"{name} has the shape {header.shape!s:.60}") from error
 
 
 @contextmanager
