@@ -65,7 +65,7 @@ def check(config_path: Path, overrides: Sequence[str] = ()) -> Checked:
         data_path=data_path,
         data_digest=data.digest(data_path),
         frames=loaded.n_frames,
-        beads=loaded.R.shape[1],
+        beads=loaded.n_beads,
         split=split,
         facts=data.facts(loaded, split, config, str(data_path)),
     )

@@ -12,7 +12,7 @@ import struct
 import warnings
 import zipfile
 import zlib
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,45 @@ class Unreadable(Exception):
 
 class Pickled(Unreadable):
     """An array of Python objects: reading it could run anything."""
+
+
+class Header(NamedTuple):
+    """What a file says of an array before its numbers."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    by_columns: bool
+    length: int  # of the header, in bytes
+
+
+class Stream:
+    """The rows of an array of an open file, one block after another."""
+
+    def __init__(self, name: str, member: IO[bytes], header: Header) -> None:
+        self._name, self._member, self._header = name, member, header
+        self._left = header.shape[0]
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._member.close()
+
+    def rows(self, count: int) -> Array:
+        """The next ``count`` rows, fewer where the array ends. Raises Unreadable."""
+        count = min(count, self._left)
+        dtype, shape = self._header.dtype, (count, *self._header.shape[1:])
+        content = np.empty(math.prod(shape) * dtype.itemsize, np.uint8)
+        try:
+            _fill(self._name, content, self._member)
+            self._left -= count
+            if not self._left:
+                _read_on(self._member)
+        except _DAMAGED as error:
+            raise Unreadable(f"{self._name}: {_words(error)}") from error
+        if dtype.kind == "U":
+            _check_text(self._name, content.view(np.uint32), dtype)
+        return content.view(dtype).reshape(shape)
 
 
 class Npz:
@@ -70,12 +109,52 @@ class Npz:
 
     def read(self, name: str) -> Array:
         """One array. Raises Unreadable, KeyError for a name that is not there."""
+        info = self._opened(name)
+        try:
+            with self._archive.open(info) as member:
+                return _array(name, member, info.file_size)
+        except _DAMAGED as error:
+            raise Unreadable(f"{name}: {_words(error)}") from error
+
+    def header(self, name: str) -> Header:
+        """Type and shape of an array. Raises as ``read`` does."""
+        try:
+            with self._archive.open(self._packed_plainly(name)) as member:
+                header = read_header(name, member)
+        except _DAMAGED as error:
+            raise Unreadable(f"{name}: {_words(error)}") from error
+        _check_length(name, header, self._members[name].file_size)
+        return header
+
+    def stream(self, name: str) -> Stream:
+        """An array that is stored by rows, to be read in blocks of them. Raises as ``read`` does.
+
+        Several may be read at a time.
+        """
+        info = self._opened(name)
+        try:
+            member = self._archive.open(info)
+            header = read_header(name, member)
+        except _DAMAGED as error:
+            raise Unreadable(f"{name}: {_words(error)}") from error
+        if header.by_columns or not header.shape:
+            raise ValueError(f"{name} has no rows to be read one after another")
+        _check_length(name, header, info.file_size)
+        return Stream(name, member, header)
+
+    def _packed_plainly(self, name: str) -> zipfile.ZipInfo:
+        """A member, by a method that NumPy uses: others come from elsewhere, and fail otherwise."""
         info = self._members[name]
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise Unreadable(
                 f"{name} is packed by a method that numpy.savez_compressed doesn't use (number "
                 f"{info.compress_type})"
             )
+        return info
+
+    def _opened(self, name: str) -> zipfile.ZipInfo:
+        """A member that may be unpacked."""
+        info = self._packed_plainly(name)
         self._room -= info.file_size
         if self._room < 0:
             raise Unreadable(
@@ -83,30 +162,37 @@ class Npz:
                 "made to fill the memory do; if it is a real one, write it with numpy.savez, which "
                 "doesn't compress"
             )
-        try:
-            with self._archive.open(info) as member:
-                return _array(name, member, info.file_size)
-        except _DAMAGED as error:
-            raise Unreadable(f"{name}: {_words(error)}") from error
+        return info
 
 
 def _array(name: str, member: IO[bytes], size: int) -> Array:
     """The array of a member that is said to have ``size`` bytes."""
-    dtype, shape, by_columns, start = _header(name, member)
-    wanted, there = math.prod(shape) * dtype.itemsize, size - start
-    if wanted > there:
-        raise Unreadable(
-            f"{name} should have shape {_shown(shape)} and dtype {dtype}, which takes {wanted:.3g} "
-            f"bytes, and {there} are there"
-        )
-    content = np.empty(wanted, np.uint8)
+    header = read_header(name, member)
+    dtype, shape, by_columns, _ = header
+    content = np.empty(_check_length(name, header, size), np.uint8)
     _fill(name, content, member)
-    while member.read(_BLOCK):  # the checksum is looked at when the end is reached
-        pass
+    _read_on(member)
     values = content.view(dtype).reshape(shape, order="F" if by_columns else "C")
     if dtype.kind == "U":
         _check_text(name, content.view(np.uint32), dtype)
     return values
+
+
+def _check_length(name: str, header: Header, size: int) -> int:
+    """The bytes of an array, which must be in its member of ``size`` bytes."""
+    wanted = math.prod(header.shape) * header.dtype.itemsize
+    there = size - header.length
+    if wanted > there:
+        raise Unreadable(
+            f"{name} should have shape {_shown(header.shape)} and dtype {header.dtype}, which "
+            f"takes {wanted:.3g} bytes, and {there} are there"
+        )
+    return wanted
+
+
+def _read_on(member: IO[bytes]) -> None:
+    while member.read(_BLOCK):  # the checksum is looked at when the end is reached
+        pass
 
 
 def _fill(name: str, content: NDArray[np.uint8], member: IO[bytes]) -> None:
@@ -119,8 +205,7 @@ def _fill(name: str, content: NDArray[np.uint8], member: IO[bytes]) -> None:
         at += len(block)
 
 
-def _header(name: str, member: IO[bytes]) -> tuple[np.dtype[Any], tuple[int, ...], bool, int]:
-    """Type, shape, whether stored by columns, and the length of the header."""
+def read_header(name: str, member: IO[bytes]) -> Header:
     start = member.read(8)
     if len(start) < 8 or start[:6] != b"\x93NUMPY" or start[6] not in (1, 2, 3):
         raise Unreadable(f"{name} is no array")
@@ -137,7 +222,7 @@ def _header(name: str, member: IO[bytes]) -> tuple[np.dtype[Any], tuple[int, ...
         or not isinstance(by_columns, bool)
     ):
         raise Unreadable(f"{name} has a header that is no array's")
-    return _dtype(name, fields["descr"]), shape, by_columns, 8 + width + length
+    return Header(_dtype(name, fields["descr"]), shape, by_columns, 8 + width + length)
 
 
 def _fields(name: str, text: bytes) -> dict[str, Any]:

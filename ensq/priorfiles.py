@@ -42,6 +42,8 @@ def read(path: Path, *, length: Length = "Angstrom", protein: str | None = None)
         for theirs, ours in _HERE:
             message = re.sub(theirs, ours, message)
         raise DataError(message) from error
+    if isinstance(found, data.Stored):  # all frames are looked at together
+        found = found.take(np.arange(found.n_frames))
     if found.cell is not None:
         frame = int(np.argmax(found.cell.any(axis=(1, 2))))
         raise DataError(

@@ -85,7 +85,7 @@ RULES: dict[str, frozenset[str]] = {
             "ensq.train"
         ),
         "ensq.cli": (
-            "ensq.boltzmann ensq.doctor ensq.plots ensq.priorfiles msgspec "
+            "ensq.boltzmann ensq.data ensq.doctor ensq.plots ensq.priorfiles msgspec "
             "click ensq ensq.cli ensq.config ensq.enqueue ensq.errors ensq.exports ensq.finalize "
             "ensq.jobs ensq.local ensq.migrate ensq.progress ensq.reexport ensq.rundir ensq.store "
             "ensq.slurm ensq.submit ensq.text ensq.worker"

@@ -30,6 +30,7 @@ _COMMANDS = {
     "drain": ("workers", "Ask workers to finish their epoch and leave."),
     "reap": ("workers", "Take members back from lost workers."),
     "config": ("config", "Check a configuration, or show it in full."),
+    "data": ("data", "Convert data sets larger than the memory."),
     "priors": ("priors", "Fit priors to data by Boltzmann inversion."),
     "db": ("db", "Check, back up or upgrade the database."),
     "doctor": ("doctor", "Look at machine, database and SLURM."),

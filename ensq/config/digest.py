@@ -14,7 +14,7 @@ from ensq.rundir import sha256
 
 # What may change without making it another ensemble: how many seeds, what is exported, how SLURM is
 # asked, and where the data and the splines lie (the data's digest is recorded, the splines stand in
-# the form).
+# the form), on the disk and while they are trained on.
 _FREE = (
     ("ensemble", "n_models"),
     ("ensemble", "save_all_models"),
@@ -22,6 +22,7 @@ _FREE = (
     ("slurm",),
     ("training", "export_path"),
     ("data", "path"),
+    ("data", "placement"),
     ("model", "priors", "spline_file"),
 )
 _SPLINES = "model.priors.splines."

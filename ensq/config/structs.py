@@ -81,6 +81,9 @@ class DataConfig(Strict, frozen=True):
     # Frames of different sizes are grouped, so that little is computed on padding; each group
     # compiles a program of its own.
     max_buckets: Annotated[int, Meta(ge=1, le=16)] = 4
+    # Where the frames lie while a member trains. auto: on the device where they fit, else they stay
+    # on the host and are fed to it in pieces. The losses are the same.
+    placement: Literal["auto", "device", "host"] = "auto"
 
 
 class StageConfig(Strict, frozen=True):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ensq.data.structs import Array, Data, Raw
+from ensq.data.stored import Source, spans
+from ensq.data.structs import Array, Raw
 from ensq.errors import DataError
 from ensq.units import convert
 
@@ -14,20 +15,20 @@ _LARGEST = 1e8  # an edge in any unit; beyond it lie damaged files
 
 
 def cell_of(raw: Raw, T: int, length: float, unit: str) -> Array | None:
-    """The cells [T,3,3] in Angstrom; None if every direction of every frame is open.
+    """The cells [T,3,3] in the file's unit; None if every direction of every frame is open.
 
     Args:
         raw: ``cell`` may be [] (edge of a cube), [3] or [T,3] (edges of a rectangular box),
             [3,3] or [T,3,3]; ``pbc`` [] or [3] or [T,3]. Without ``pbc``,
             directions with a lattice vector are periodic.
         T: Number of frames.
-        length: Factor to Angstrom.
+        length: Factor to Angstrom, in which flat cells are told.
         unit: The declared unit of length, for messages.
     """
     periodic = _pbc(raw, T)
     if "cell" not in raw.arrays:
         if periodic is not None and periodic.any():
-            frame = int(np.argmax(periodic.any(axis=1)))
+            frame = raw.first + int(np.argmax(periodic.any(axis=1)))
             raise DataError(
                 f"{raw.path}: {raw.name('pbc')}: frame {frame} is periodic, but the file has no "
                 "cell: add one, or set pbc to false"
@@ -42,13 +43,13 @@ def cell_of(raw: Raw, T: int, length: float, unit: str) -> Array | None:
     if missing.size:
         frame, axis = missing[0]
         raise DataError(
-            f"{raw.path}: {raw.name('cell')}: frame {frame} is periodic along lattice vector "
-            f"{axis}, which is zero or absent: give it a length, or set pbc to false there"
+            f"{raw.path}: {raw.name('cell')}: frame {raw.first + frame} is periodic along lattice "
+            f"vector {axis}, which is zero or absent: give it a length, or set pbc to false there"
         )
-    cell = convert(np.where(periodic[:, :, None], cell, 0.0), length)
+    cell = np.where(periodic[:, :, None], cell, 0.0)
     if not cell.any():
         return None
-    _check_heights(raw, cell, unit)
+    _check_heights(raw, convert(cell, length), unit)
     return cell
 
 
@@ -69,18 +70,28 @@ def heights(cell: Array) -> Array:
     return np.where(periodic, out, np.inf)
 
 
-def check_open(data: Data, source: str) -> None:
+def check_open(data: Source, source: str) -> None:
     """Raise DataError if any frame is periodic: priors run along an open chain."""
     if data.cell is None:
         return
-    frame = int(np.argmax(data.cell.any(axis=(1, 2))))
+    every = np.arange(data.n_frames)
+    periodic = [data.cell[every[span]].any(axis=(1, 2)) for span in spans(3, len(every))]
+    frame = int(np.argmax(np.concatenate(periodic)))
     raise DataError(
         f"{source}: model.use_priors needs open boundaries, but frame {frame} has a periodic "
         "cell: set model.use_priors: false, or store whole molecules without a cell"
     )
 
 
-def _matrices(raw: Raw, T: int) -> Array:
+def check_shapes(raw: Raw, T: int) -> None:
+    """Raise DataError if the shapes or types of ``cell`` or ``pbc`` are none of T frames."""
+    if "cell" in raw.arrays:
+        _check_cell(raw, T)
+    if "pbc" in raw.arrays:
+        _check_pbc(raw, T)
+
+
+def _check_cell(raw: Raw, T: int) -> None:
     values = raw.arrays["cell"]
     shapes = ((), (1,), (3,), (3, 3), (T, 3), (T, 3, 3))
     if values.dtype.kind not in "fiu" or values.shape not in shapes:
@@ -89,18 +100,32 @@ def _matrices(raw: Raw, T: int) -> Array:
             f"must be one number (edge of a cube), [3] or [{T},3] (edges of a rectangular box), "
             f"[3,3] or [{T},3,3] (rows are lattice vectors)"
         )
-    values = values.astype(np.float64)
+
+
+def _matrices(raw: Raw, T: int) -> Array:
+    _check_cell(raw, T)
+    values = raw.arrays["cell"].astype(np.float64)
     if values.size == 1:
         values = np.broadcast_to(values.reshape(1), (3,))
     if values.shape[-2:] != (3, 3):  # [3,3] is one matrix, even for three frames
-        with np.errstate(invalid="ignore"):  # an infinity times zero; it is refused below
-            values = values[..., :, None] * np.eye(3)
+        values = of_edges(values)
     return np.broadcast_to(values, (T, 3, 3))
+
+
+def of_edges(values: Array) -> Array:
+    """[...,3,3] from the edges [...,3] of rectangular boxes."""
+    with np.errstate(invalid="ignore"):  # an infinity times zero; it is refused later
+        return np.asarray(values[..., :, None] * np.eye(3))
 
 
 def _pbc(raw: Raw, T: int) -> Array | None:
     if "pbc" not in raw.arrays:
         return None
+    _check_pbc(raw, T)
+    return np.broadcast_to(raw.arrays["pbc"].astype(bool), (T, 3))
+
+
+def _check_pbc(raw: Raw, T: int) -> None:
     values = raw.arrays["pbc"]
     fits = values.shape in ((), (3,), (T, 3)) and values.dtype.kind in "biuf"
     if not fits or not np.isin(values, (0, 1)).all():
@@ -108,7 +133,6 @@ def _pbc(raw: Raw, T: int) -> Array | None:
             f"{raw.path}: {raw.name('pbc')} has shape {values.shape} and dtype {values.dtype}; it "
             f"must be true or false, [3] or [{T},3]"
         )
-    return np.broadcast_to(values.astype(bool), (T, 3))
 
 
 def _check_finite(raw: Raw, cell: Array) -> None:
@@ -116,8 +140,8 @@ def _check_finite(raw: Raw, cell: Array) -> None:
     if bad.size:
         frame, axis, _ = bad[0]
         raise DataError(
-            f"{raw.path}: {raw.name('cell')}: frame {frame}, lattice vector {axis} holds NaN, "
-            f"infinity or a number over {_LARGEST:g} ({len(bad)} such values)"
+            f"{raw.path}: {raw.name('cell')}: frame {raw.first + frame}, lattice vector {axis} "
+            f"holds NaN, infinity or a number over {_LARGEST:g} ({len(bad)} such values)"
         )
 
 
@@ -127,7 +151,7 @@ def _check_heights(raw: Raw, cell: Array, unit: str) -> None:
     if flat.size:
         frame, axis = flat[0]
         raise DataError(
-            f"{raw.path}: {raw.name('cell')}: frame {frame}: its volume is zero, or its lattice "
-            f"planes along vector {axis} lie {height[frame, axis]:.3g} Angstrom apart, less than "
-            f"{MIN_HEIGHT}: correct the cell, or data.units.length (now {unit})"
+            f"{raw.path}: {raw.name('cell')}: frame {raw.first + frame}: its volume is zero, or "
+            f"its lattice planes along vector {axis} lie {height[frame, axis]:.3g} Angstrom apart, "
+            f"less than {MIN_HEIGHT}: correct the cell, or data.units.length (now {unit})"
         )

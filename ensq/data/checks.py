@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 
 from ensq.config.structs import GammasConfig, UnitsConfig
@@ -10,7 +13,7 @@ from ensq.data.npz import listed
 from ensq.data.species import per_bead, species_of
 from ensq.data.structs import Array, Data, Part, Raw, names_in, short
 from ensq.errors import DataError
-from ensq.units import EnergyUnit, conversion, convert
+from ensq.units import LENGTH, EnergyUnit, conversion, convert
 
 # No two atoms are bound at less than 0.7 Angstrom; beads in nm are 0.1 to 0.5 apart.
 MIN_SPACING = 0.5
@@ -21,44 +24,72 @@ _DISTANCES = 500_000  # at a time, and in all for each frame of those: fewer bea
 _LARGEST = {"R": 1e8, "F": 1e15, "U": 1e15}
 
 
+class Values(NamedTuple):
+    """Checked numbers of some frames in the units of their file, zero on padding."""
+
+    R: Array  # [T,N,3]
+    F: Array | None  # [T,N,3]
+    U: Array | None  # [T]
+    mask: Array  # [T,N] bool
+    cell: Array | None  # [T,3,3]
+
+
 def part(raw: Raw, gammas: GammasConfig, units: UnitsConfig, unit: EnergyUnit) -> Part:
     """Check the arrays of a file and convert them to Angstrom and ``unit``."""
-    R = _floats(raw, "R", 3)
-    T, N = R.shape[:2]
-    if R.shape[2] != 3 or T == 0 or N == 0:
-        raise DataError(
-            f"{raw.path}: {raw.name('R')} has shape {R.shape}; it must be [frames, beads, 3]"
-        )
+    found = values_of(raw, gammas, units)
+    T = len(found.mask)
     factors = conversion(units.energy, units.length, unit)
-    mask = _mask(raw, T, N)
-    species = species_of(raw, mask)
-    F = _floats(raw, "F", 3) if gammas.F or "F" in raw.arrays else None
-    if F is not None and F.shape != R.shape:
-        raise DataError(
-            f"{raw.path}: {raw.name('F')} has shape {F.shape}, {raw.name('R')} has {R.shape}; "
-            "they must be equal"
-        )
-    U = _energies(raw, T, gammas.U > 0)
-    protein, protein_names = _protein(raw, T)
-    R = _zeroed(raw, "R", R, mask)
+    species = species_of(raw, found.mask)
+    protein, protein_names = protein_of(raw, T)
     data = Data(
-        R=convert(R, factors.length),
-        F=None if F is None else convert(_zeroed(raw, "F", F, mask), factors.force),
-        U=None if U is None else convert(U, factors.energy),
+        R=convert(found.R, factors.length),
+        F=None if found.F is None else convert(found.F, factors.force),
+        U=None if found.U is None else convert(found.U, factors.energy),
         species=species.values,
-        mask=mask,
-        replica=_replica(raw, T),
+        mask=found.mask,
+        replica=replica_of(raw, T),
         species_names=species.names,
         elements=species.elements,
-        cell=cell_of(raw, T, factors.length, units.length),
+        cell=None if found.cell is None else convert(found.cell, factors.length),
         protein=protein,
         protein_names=protein_names,
     )
-    _check_spacing(raw, data, units.length)
+    chosen = looked_at(T)
+    check_spacing(raw, [data.R[frame][data.mask[frame]] for frame in chosen], units.length)
     return Part(raw.path, data, species.named)
 
 
-def _floats(raw: Raw, key: str, ndim: int) -> Array:
+def values_of(raw: Raw, gammas: GammasConfig, units: UnitsConfig) -> Values:
+    """Check all of some frames but their species, proteins and trajectories."""
+    R = floats_of(raw, "R", 3)
+    T, N = R.shape[:2]
+    check_shape(raw, R.shape)
+    mask = mask_of(raw, T, N)
+    F = floats_of(raw, "F", 3) if gammas.F or "F" in raw.arrays else None
+    if F is not None:
+        check_shape(raw, R.shape, F.shape)
+    U = energies_of(raw, T, gammas.U > 0)
+    return Values(
+        R=_zeroed(raw, "R", R, mask),
+        F=None if F is None else _zeroed(raw, "F", F, mask),
+        U=U,
+        mask=mask,
+        cell=cell_of(raw, T, LENGTH[units.length], units.length),
+    )
+
+
+def check_shape(raw: Raw, R: tuple[int, ...], F: tuple[int, ...] | None = None) -> None:
+    """Raise DataError if positions and forces of these shapes are not of frames of beads."""
+    if R[2:] != (3,) or 0 in R:
+        raise DataError(f"{raw.path}: {raw.name('R')} has shape {R}; it must be [frames, beads, 3]")
+    if F is not None and F != R:
+        raise DataError(
+            f"{raw.path}: {raw.name('F')} has shape {F}, {raw.name('R')} has {R}; they must be "
+            "equal"
+        )
+
+
+def floats_of(raw: Raw, key: str, ndim: int) -> Array:
     if key not in raw.arrays:
         raise DataError(
             f"{raw.path}: key {key} is missing; the file has {listed(raw.holds)} "
@@ -76,7 +107,7 @@ def _floats(raw: Raw, key: str, ndim: int) -> Array:
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
-def _mask(raw: Raw, T: int, N: int) -> Array:
+def mask_of(raw: Raw, T: int, N: int) -> Array:
     if "mask" not in raw.arrays:
         return np.ones((T, N), bool)
     values = per_bead(raw, "mask", T, N)
@@ -87,11 +118,13 @@ def _mask(raw: Raw, T: int, N: int) -> Array:
     mask = np.asarray(values != 0)
     empty = np.flatnonzero(~mask.any(axis=1))
     if empty.size:
-        raise DataError(f"{raw.path}: mask: frame {empty[0]} has no real bead ({empty.size} such)")
+        raise DataError(
+            f"{raw.path}: mask: frame {raw.first + empty[0]} has no real bead ({empty.size} such)"
+        )
     return mask
 
 
-def _energies(raw: Raw, T: int, needed: bool) -> Array | None:
+def energies_of(raw: Raw, T: int, needed: bool) -> Array | None:
     if "U" not in raw.arrays:
         if needed:
             raise DataError(
@@ -111,7 +144,7 @@ def _energies(raw: Raw, T: int, needed: bool) -> Array | None:
     return values
 
 
-def _replica(raw: Raw, T: int) -> Array | None:
+def replica_of(raw: Raw, T: int) -> Array | None:
     if "replica" not in raw.arrays:
         return None
     values = raw.arrays["replica"]
@@ -127,7 +160,7 @@ def _replica(raw: Raw, T: int) -> Array | None:
     return values
 
 
-def _protein(raw: Raw, T: int) -> tuple[Array | None, tuple[str, ...]]:
+def protein_of(raw: Raw, T: int) -> tuple[Array | None, tuple[str, ...]]:
     """The protein of each frame [T] as an index into names; a single value is of all frames."""
     if "protein" not in raw.arrays:
         return None, ()
@@ -170,7 +203,7 @@ def _zeroed(raw: Raw, key: str, values: Array, mask: Array) -> Array:
 def _check_finite(raw: Raw, key: str, values: Array) -> None:
     bad = np.argwhere(~np.isfinite(values))
     if bad.size:
-        frame = bad[0][0]
+        frame = raw.first + bad[0][0]
         where = f"frame {frame}" + (f", bead {bad[0][1]}" if values.ndim > 1 else "")
         raise DataError(
             f"{raw.path}: {raw.name(key)}: {where} holds NaN or infinity ({len(bad)} such values)"
@@ -183,15 +216,20 @@ def _check_finite(raw: Raw, key: str, values: Array) -> None:
         )
 
 
-def _check_spacing(raw: Raw, data: Data, unit: str) -> None:
+def looked_at(T: int) -> Array:
+    """The frames of a file of T whose distances ``check_spacing`` wants to see."""
+    return np.asarray(np.unique(np.linspace(0, T - 1, _FRAMES_LOOKED_AT).astype(int)))
+
+
+def check_spacing(raw: Raw, frames: Sequence[Array], unit: str) -> None:
     """Refuse positions in a wrong unit, as far as the typical distance of neighbours tells.
 
-    Periodic images are not looked at: they could only make distances smaller.
+    ``frames``: [n,3] positions of real beads in Angstrom, of each frame. Periodic images are not
+    looked at: they could only make distances smaller.
     """
     nearest = []
-    looked_at = np.unique(np.linspace(0, data.n_frames - 1, _FRAMES_LOOKED_AT).astype(int))
-    for frame in looked_at:
-        x = data.R[frame][data.mask[frame]].astype(np.float64)
+    for positions in frames:
+        x = positions.astype(np.float64)
         if len(x) < 2:
             continue
         beads = max(1, min(_BEADS_LOOKED_AT, _DISTANCES // len(x)))

@@ -10,7 +10,8 @@ import numpy as np
 from ensq.config.structs import RunConfig
 from ensq.data.cells import heights
 from ensq.data.splitting import Split
-from ensq.data.structs import Array, Data
+from ensq.data.stored import Source, spans
+from ensq.data.structs import Array
 from ensq.errors import DataError
 
 _SAMPLE = 20  # frames whose neighbours are counted
@@ -44,7 +45,7 @@ class Facts:
     steps_per_epoch: int  # a few more if frames of different sizes are grouped
 
 
-def facts(data: Data, split: Split, config: RunConfig, source: str) -> Facts:
+def facts(data: Source, split: Split, config: RunConfig, source: str) -> Facts:
     """Look at the data that a run will use.
 
     Raises:
@@ -53,7 +54,7 @@ def facts(data: Data, split: Split, config: RunConfig, source: str) -> Facts:
     """
     _check_splines(data, config, source)
     used = np.sort(np.concatenate([split.training, split.validation]))
-    beads = data.mask[used].sum(axis=1)
+    beads = real_beads(data, used)
     energies = data.U[split.training] if data.U is not None and config.training.gammas.U else None
     return Facts(
         unit=config.unit,
@@ -64,7 +65,8 @@ def facts(data: Data, split: Split, config: RunConfig, source: str) -> Facts:
         elements=data.elements,
         beads_min=int(beads.min()),
         beads_max=int(beads.max()),
-        periodic=data.cell is not None and bool(data.cell[used].any()),
+        periodic=data.cell is not None
+        and any(bool(data.cell[used[span]].any()) for span in spans(3, len(used))),
         proteins=_proteins(data, used),
         force_rms=_force_rms(data, split.training) if config.training.gammas.F else None,
         energy_min=None if energies is None else float(energies.min()),
@@ -74,7 +76,13 @@ def facts(data: Data, split: Split, config: RunConfig, source: str) -> Facts:
     )
 
 
-def _check_splines(data: Data, config: RunConfig, source: str) -> None:
+def real_beads(data: Source, frames: Array) -> Array:
+    """[n] real beads of these frames."""
+    counts = [data.mask[frames[span]].sum(axis=1) for span in spans(data.n_beads, len(frames))]
+    return np.concatenate(counts)
+
+
+def _check_splines(data: Source, config: RunConfig, source: str) -> None:
     priors = config.model.priors
     wanted = config.model.use_priors and priors.use_spline_priors and priors.residue_specific_angles
     if not wanted or priors.splines is None:
@@ -88,14 +96,14 @@ def _check_splines(data: Data, config: RunConfig, source: str) -> None:
         )
 
 
-def _proteins(data: Data, used: Array) -> dict[str, int]:
+def _proteins(data: Source, used: Array) -> dict[str, int]:
     if data.protein is None:
         return {}
     counts = np.bincount(data.protein[used], minlength=len(data.protein_names))
     return {name: int(n) for name, n in zip(data.protein_names, counts, strict=True) if n}
 
 
-def _force_rms(data: Data, training: Array) -> float | None:
+def _force_rms(data: Source, training: Array) -> float | None:
     if data.F is None:
         return None
     total, count = 0.0, 0
@@ -110,7 +118,7 @@ def _force_rms(data: Data, training: Array) -> float | None:
 # -- neighbours --------------------------------------------------------------------------------
 
 
-def _neighbours(data: Data, split: Split, config: RunConfig, source: str) -> float:
+def _neighbours(data: Source, split: Split, config: RunConfig, source: str) -> float:
     """Neighbours per bead, from a sample. Raises DataError if no pair at all is within the cutoff.
 
     The trainer looks at every frame once more.
@@ -127,7 +135,7 @@ def _neighbours(data: Data, split: Split, config: RunConfig, source: str) -> flo
         if found.any():
             return mean
         nearest = min(nearest, distance)
-        left -= len(found) * int(data.mask[frame].sum())
+        left -= len(found) * int(real_beads(data, np.array([frame])).sum())
         if left < 0:
             break
     raise DataError(f"{source}: {no_neighbours(cutoff, nearest)}")
@@ -147,14 +155,16 @@ def _spread(frames: Array, count: int) -> list[int]:
     return [int(frame) for frame in frames[places]]
 
 
-def _near(data: Data, frame: int, cutoff: float, centres: int | None) -> tuple[Array, float]:
+def _near(data: Source, frame: int, cutoff: float, centres: int | None) -> tuple[Array, float]:
     """Neighbours of some beads of a frame (of all for None), and the least distance seen.
 
     Large frames, and those of many periodic images, are looked at around fewer beads.
     """
-    x = data.R[frame][data.mask[frame]].astype(np.float64)
+    one = data.take(np.array([frame]))
+    x = one.R[0][one.mask[0]].astype(np.float64)
+    cell = None if one.cell is None else one.cell[0]
     room = _SAMPLED // _SAMPLE if centres else _MOST_SEARCHED
-    images = _images(None if data.cell is None else data.cell[frame], cutoff, room // len(x))
+    images = _images(cell, cutoff, room // len(x))
     most = min(centres or len(x), max(1, room // (len(x) * len(images))))
     chosen = np.arange(0, len(x), -(-len(x) // most))
     counts, nearest = [], np.inf
@@ -163,8 +173,7 @@ def _near(data: Data, frame: int, cutoff: float, centres: int | None) -> tuple[A
         block = chosen[start : start + size]
         count = np.zeros(len(block), int)
         away = x[block, None] - x[None]  # [C,N,3]
-        if data.cell is not None:  # to the nearest cell: positions need not be wrapped
-            cell = data.cell[frame]
+        if cell is not None:  # to the nearest cell: positions need not be wrapped
             away -= np.round(away @ np.linalg.pinv(cell)) @ cell
         for image in images:
             distance = np.linalg.norm(away + image, axis=-1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,28 +11,29 @@ from ensq.data.padding import refuse_much_padding
 from ensq.data.structs import ELEMENTS, Array, Data, Part
 from ensq.errors import DataError
 
+Composition = tuple[tuple[int, int], ...]  # species and how many beads of it, by species
+
 
 def join(path: Path, parts: Sequence[Part]) -> Data:
     """The frames of several files in their order, padded to the largest number of beads."""
     for key in ("F", "U"):
         missing = [part.path.name for part in parts if getattr(part.data, key) is None]
-        if 0 < len(missing) < len(parts):
-            raise DataError(
-                f"{path}: some of its files have {key} and some have not ({missing[0]})"
-            )
-    names, species = _species(path, parts)
+        refuse_missing(path, key, missing, len(parts))
+    names, species = species_of_all(path, parts)
     data = [part.data for part in parts]
     refuse_much_padding(path, np.concatenate([one.mask.sum(axis=1) for one in data]))
     forces = [one.F for one in data if one.F is not None]
     energies = [one.U for one in data if one.U is not None]
-    proteins, protein_names = _proteins(parts, species)
+    proteins, protein_names = proteins_of_all(
+        parts, lambda: [_composition(one.mask, s) for one, s in zip(data, species, strict=True)]
+    )
     return Data(
         R=_stacked([one.R for one in data]),
         F=_stacked(forces) if forces else None,
         U=np.concatenate(energies) if energies else None,
         species=_stacked(species),
         mask=_stacked([one.mask for one in data]),
-        replica=_replicas(data),
+        replica=replicas_of_all(data),
         species_names=names,
         elements=data[0].elements,
         cell=_cells(data),
@@ -41,7 +42,13 @@ def join(path: Path, parts: Sequence[Part]) -> Data:
     )
 
 
-def _species(path: Path, parts: Sequence[Part]) -> tuple[tuple[str, ...], list[Array]]:
+def refuse_missing(path: Path, key: str, missing: Sequence[str], files: int) -> None:
+    """Raise DataError if some of the files lack an array, and not all."""
+    if 0 < len(missing) < files:
+        raise DataError(f"{path}: some of its files have {key} and some have not ({missing[0]})")
+
+
+def species_of_all(path: Path, parts: Sequence[Part]) -> tuple[tuple[str, ...], list[Array]]:
     """All names, and the species of each file as indices into them."""
     for flags, what in (
         ([part.data.elements for part in parts], "have chemical elements as species"),
@@ -79,7 +86,7 @@ def _numbered(lists: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
     return tuple(names) if len(set(names)) == len(names) else tuple(map(str, range(len(names))))
 
 
-def _replicas(data: Sequence[Data]) -> Array:
+def replicas_of_all(data: Sequence[Data]) -> Array:
     """Trajectories of different files stay apart; one without ``replica`` is one trajectory.
 
     Numbers that are unique over all files stay as they are. Otherwise those of file i (from 0)
@@ -100,16 +107,16 @@ def _replicas(data: Sequence[Data]) -> Array:
     return np.concatenate(numbers)
 
 
-def _proteins(
-    parts: Sequence[Part], species: Sequence[Array]
+def proteins_of_all(
+    parts: Sequence[Part], compositions: Callable[[], Sequence[Composition | None]]
 ) -> tuple[Array | None, tuple[str, ...]]:
     """Proteins by name. A file that names none is a protein of its own, called like the file, if
-    other files name theirs, or if each file holds one molecule and these differ."""
+    other files name theirs, or if each file holds one molecule and these differ.
+
+    ``compositions`` tells the molecule of each file, None for a file of several.
+    """
     if all(part.data.protein is None for part in parts):
-        found = [
-            _composition(part.data.mask, values)
-            for part, values in zip(parts, species, strict=True)
-        ]
+        found = compositions()
         if None in found or len(set(found)) == 1:
             return None, ()
     names: dict[str, int] = {}
@@ -123,7 +130,7 @@ def _proteins(
     return np.concatenate(index), tuple(names)
 
 
-def _composition(mask: Array, species: Array) -> tuple[tuple[int, int], ...] | None:
+def _composition(mask: Array, species: Array) -> Composition | None:
     """How many beads of which species all frames have; None if frames differ."""
     counts = {}
     for number in np.unique(species[mask]).tolist():

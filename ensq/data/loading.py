@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from ensq.config.structs import DataConfig, GammasConfig
-from ensq.data import checks, npz, xyz
+from ensq.data import checks, index, npz, stored, xyz
 from ensq.data.joining import join
-from ensq.data.structs import Data, Part
+from ensq.data.stored import Source
+from ensq.data.structs import Part
 from ensq.errors import DataError
 from ensq.rundir import sha256, sha256_file
 from ensq.units import EnergyUnit
@@ -16,16 +17,21 @@ from ensq.units import EnergyUnit
 _NPZ = ".npz"
 
 
-class _NoLabels(GammasConfig, frozen=True):
+class NoLabels(GammasConfig, frozen=True):
     """Nothing is trained: both weights may be 0."""
 
     def __post_init__(self) -> None:
         pass
 
 
+NO_LABELS = NoLabels(F=0.0, U=0.0)
+
+
 def data_files(path: Path) -> list[Path]:
     """The files of a data path in the order of their names; it may be a folder of them."""
     try:
+        if index.is_converted(path):
+            return [path / index.NAME]
         if not path.is_dir():
             if not path.exists():
                 raise DataError(f"{path}: no such data file (data.path)")
@@ -60,7 +66,13 @@ def _check_file(path: Path) -> None:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of the data file, or of the names and digests of a folder's files."""
+    """SHA-256 of the data file, of the names and digests of a folder's files, or of the index of
+    a converted set, which holds those of its arrays.
+
+    Raises DataError; MismatchError for a converted set whose arrays have changed.
+    """
+    if index.is_converted(path):
+        return index.digest(path)
     files = data_files(path)
     try:
         if files == [path]:
@@ -70,12 +82,12 @@ def digest(path: Path) -> str:
         raise DataError(f"{path}: can't be read: {error.strerror}") from error
 
 
-def load(path: Path, config: DataConfig, gammas: GammasConfig | None, unit: EnergyUnit) -> Data:
-    """Load and check a data set.
+def load(path: Path, config: DataConfig, gammas: GammasConfig | None, unit: EnergyUnit) -> Source:
+    """Load and check a data set, or open a converted one.
 
     Args:
-        path: An NPZ or extended XYZ file, or a folder of them, whose frames are joined and padded
-            to one size.
+        path: An NPZ or extended XYZ file, a folder of them, whose frames are joined and padded to
+            one size, or a converted set, whose frames are read when they are taken.
         config: Declares the units of the files, and names of arrays that are not the usual ones.
         gammas: Weights of the loss; labels with a weight must be there. None: no label must, and
             one that some files have and some have not is left out.
@@ -85,7 +97,9 @@ def load(path: Path, config: DataConfig, gammas: GammasConfig | None, unit: Ener
     Raises:
         DataError: Naming file, key, frame and bead.
     """
-    weights = _NoLabels(F=0.0, U=0.0) if gammas is None else gammas
+    weights = NO_LABELS if gammas is None else gammas
+    if index.is_converted(path):
+        return stored.load(path, config.units, weights, unit)
     parts = [_part(file, config, weights, unit) for file in data_files(path)]
     if gammas is None:
         if any(part.data.F is None for part in parts):

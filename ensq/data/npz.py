@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from ensq import npzfile
 from ensq.config.structs import KeysConfig
-from ensq.data.structs import Array, Raw, short
+from ensq.data.structs import Raw, short
 from ensq.errors import DataError
 
 # ensq's name -> the file's usual ones, best first. If a file has several, the first counts.
@@ -34,6 +36,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "Z": ("z", "nuclear_charges", "numbers", "atomic_numbers"),
     "cell": ("lattice", "box"),
 }
+T = TypeVar("T")
 ATOMIC_NUMBERS = (*USUAL["Z"], *ALIASES["Z"])
 
 
@@ -41,11 +44,14 @@ def read(path: Path, keys: KeysConfig) -> Raw:
     """The arrays of an NPZ file that ensq uses; all others stay unread."""
     try:
         with path.open("rb") as file:
-            _check_kind(path, file.read(8))
+            check_kind(path, file.read(8))
             with npzfile.Npz(file) as archive:
-                called = _called(path, archive.names, keys)
-                spare = _spare(called)
-                arrays = {k: _array(path, v, archive, k in spare) for k, v in called.items()}
+                called = called_in(path, archive.names, keys)
+                spare = spare_of(called)
+                arrays = {
+                    key: asked(path, partial(archive.read, name), key in spare)
+                    for key, name in called.items()
+                }
                 holds = archive.names
     except (OSError, npzfile.Unreadable) as error:
         text = getattr(error, "strerror", None) or str(error)
@@ -54,7 +60,7 @@ def read(path: Path, keys: KeysConfig) -> Raw:
     return Raw(path, found, called, holds)
 
 
-def _check_kind(path: Path, start: bytes) -> None:
+def check_kind(path: Path, start: bytes) -> None:
     """Say so if a file is no ZIP archive, as NPZ files are, nor a NumPy array."""
     if start.startswith(b"PK") or start == b"\x93NUMPY":
         return
@@ -69,7 +75,7 @@ def _check_kind(path: Path, start: bytes) -> None:
     )
 
 
-def _called(path: Path, holds: tuple[str, ...], keys: KeysConfig) -> dict[str, str]:
+def called_in(path: Path, holds: tuple[str, ...], keys: KeysConfig) -> dict[str, str]:
     """ensq's names and the file's, of what is there and needed."""
     called = {}
     for key in USUAL:
@@ -113,15 +119,15 @@ def _find(path: Path, holds: tuple[str, ...], key: str, chosen: str | None) -> s
     return others[0] if others else None
 
 
-def _spare(called: Mapping[str, str]) -> tuple[str, ...]:
+def spare_of(called: Mapping[str, str]) -> tuple[str, ...]:
     """What the data can do without."""
     return ("resname", "names") if "Z" in called else ("resname",)
 
 
-def _array(path: Path, name: str, archive: npzfile.Npz, spare: bool) -> Array | None:
-    """One array; None for a pickled one that the data can do without."""
+def asked(path: Path, read: Callable[[], T], spare: bool) -> T | None:
+    """What is read of an array; None for a pickled one that the data can do without."""
     try:
-        return archive.read(name)
+        return read()
     except npzfile.Pickled as error:
         if spare:
             return None

@@ -64,7 +64,7 @@ def _of_numbers(raw: Raw, values: Array, mask: Array) -> Species:
     if wrong.size:
         frame, bead = wrong[0]
         raise DataError(
-            f"{raw.path}: {raw.name('species')}: frame {frame}, bead {bead} has "
+            f"{raw.path}: {raw.name('species')}: frame {raw.first + frame}, bead {bead} has "
             f"{values[frame, bead]}; species go from 0 to {limit - 1}"
             + (" (the names in the file)" if names else "")
         )
@@ -82,8 +82,8 @@ def _of_elements(raw: Raw, Z: Array, mask: Array) -> Species:
         frame, bead = wrong[0]
         number = Z[frame, bead]
         raise DataError(
-            f"{raw.path}: {raw.name('Z')}: frame {frame}, bead {bead} has {number}, no atomic "
-            "number" + (" (padding needs a mask)" if number == 0 and mask.all() else "")
+            f"{raw.path}: {raw.name('Z')}: frame {raw.first + frame}, bead {bead} has {number}, no "
+            "atomic number" + (" (padding needs a mask)" if number == 0 and mask.all() else "")
         )
     present = np.unique(Z[mask])
     index = np.where(mask, np.searchsorted(present, Z), 0)

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from ensq.config.structs import DataConfig, RunConfig
-from ensq.data.structs import Array, Data
+from ensq.data.stored import Source, spans
+from ensq.data.structs import Array
 from ensq.errors import DataError
 
 MIN_VALIDATION_FRAMES = 2
+
+
+class _Groups(NamedTuple):
+    """What decides on which side frames go."""
+
+    n_frames: int
+    replica: Array | None  # [T]
+    protein: Array | None  # [T]
 
 
 @dataclass(frozen=True)
@@ -21,16 +33,20 @@ class Split:
     validation: Array  # [m] int
 
 
-def split(data: Data, config: RunConfig, source: str) -> Split:
+def split(data: Source, config: RunConfig, source: str) -> Split:
     """Choose training and validation frames by ``data.split``, with the data seed.
 
     A frame that occurs twice is never on both sides: copies of training frames leave validation.
     """
     frames = _chosen(data, config.data)
-    chosen = data.take(frames)
+    chosen = _Groups(
+        len(frames),
+        None if data.replica is None else data.replica[frames],
+        None if data.protein is None else data.protein[frames],
+    )
     is_validation = _is_validation(chosen, config, source)
     training, validation = frames[~is_validation], frames[is_validation]
-    validation, copies = _without_copies(data.R, training, validation)
+    validation, copies = _without_copies(data, training, validation)
     training = np.sort(np.concatenate([training, copies]))
     if len(training) == 0 or len(validation) < MIN_VALIDATION_FRAMES:
         if len(copies):
@@ -47,7 +63,7 @@ def split(data: Data, config: RunConfig, source: str) -> Split:
     return Split(training, validation)
 
 
-def _chosen(data: Data, config: DataConfig) -> Array:
+def _chosen(data: Source, config: DataConfig) -> Array:
     """At most ``max_frames`` frames, drawn with the data seed, in their order."""
     if config.max_frames is None or config.max_frames >= data.n_frames:
         return np.arange(data.n_frames)
@@ -55,7 +71,7 @@ def _chosen(data: Data, config: DataConfig) -> Array:
     return np.sort(rng.permutation(data.n_frames)[: config.max_frames])
 
 
-def _is_validation(data: Data, config: RunConfig, source: str) -> Array:
+def _is_validation(data: _Groups, config: RunConfig, source: str) -> Array:
     how, fraction = config.data.split, config.training.val_fraction
     if how.by == "frame":
         return _shuffled(data, fraction, config.data.seed)
@@ -73,7 +89,7 @@ def _is_validation(data: Data, config: RunConfig, source: str) -> Array:
     return _tails(data, fraction)
 
 
-def _shuffled(data: Data, fraction: float, seed: int) -> Array:
+def _shuffled(data: _Groups, fraction: float, seed: int) -> Array:
     """A shuffled share of each protein's frames, to one frame; exact over all of them."""
     order = np.random.default_rng([seed, 0]).permutation(data.n_frames)
     flags = np.zeros(data.n_frames, bool)
@@ -85,7 +101,7 @@ def _shuffled(data: Data, fraction: float, seed: int) -> Array:
     return flags
 
 
-def _tails(data: Data, fraction: float) -> Array:
+def _tails(data: _Groups, fraction: float) -> Array:
     """The end of each trajectory of each protein."""
     flags = np.zeros(data.n_frames, bool)
     for protein in _by(np.arange(data.n_frames), data.protein):
@@ -101,8 +117,17 @@ def _by(frames: Array, group: Array | None) -> list[Array]:
     return [frames[group == number] for number in np.unique(group)]
 
 
-def _without_copies(R: Array, training: Array, validation: Array) -> tuple[Array, Array]:
+def _without_copies(data: Source, training: Array, validation: Array) -> tuple[Array, Array]:
     """Validation frames that are no copies of training frames, and those that are."""
-    seen = {R[frame].tobytes() for frame in training}
-    copy = np.array([R[frame].tobytes() in seen for frame in validation], bool)
+    mine = list(_digests(data, validation))
+    wanted = set(mine)
+    seen = {digest for digest in _digests(data, training) if digest in wanted}
+    copy = np.array([digest in seen for digest in mine], bool)
     return validation[~copy], validation[copy]
+
+
+def _digests(data: Source, frames: Array) -> Iterator[bytes]:
+    """What only frames of the same positions have in common, in little memory."""
+    for span in spans(data.n_beads, len(frames)):
+        for positions in data.R[frames[span]]:
+            yield hashlib.blake2b(positions.tobytes(), digest_size=16).digest()

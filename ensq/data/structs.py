@@ -46,6 +46,11 @@ class Data:
     def n_frames(self) -> int:
         return int(self.R.shape[0])
 
+    @property
+    def n_beads(self) -> int:
+        """Places of a frame, padding included."""
+        return int(self.R.shape[1])
+
     def force_rms(self) -> float | None:
         """Root mean square of the forces per real component; None without forces."""
         if self.F is None:
@@ -67,6 +72,16 @@ class Data:
             protein=_rows(self.protein, frames),
         )
 
+    def cut(self, beads: int) -> Data:
+        """The same frames with so many places each; what is left out must be padding."""
+        return replace(
+            self,
+            R=self.R[:, :beads],
+            F=None if self.F is None else self.F[:, :beads],
+            species=self.species[:, :beads],
+            mask=self.mask[:, :beads],
+        )
+
 
 def _rows(values: Array | None, frames: Array) -> Array | None:
     return None if values is None else values[frames]
@@ -74,7 +89,7 @@ def _rows(values: Array | None, frames: Array) -> Array | None:
 
 @dataclass(frozen=True)
 class Raw:
-    """The arrays of one file under ensq's names, unchecked.
+    """The arrays of one file, or of some of its frames, under ensq's names, unchecked.
 
     ``arrays`` may have: R, F, U, species, Z, names, resname, mask, replica, cell, pbc, protein,
     protein_names. ``called`` says what the file calls them, ``holds`` what else is in it.
@@ -84,6 +99,7 @@ class Raw:
     arrays: Mapping[str, Array]
     called: Mapping[str, str]
     holds: tuple[str, ...]
+    first: int = 0  # the number of the first of these frames in the file
 
     def name(self, key: str) -> str:
         """What the file calls an array: errors speak the user's language."""

@@ -133,6 +133,7 @@ class Workshop:
                 command.data_digest,
                 config,
                 lambda text: self._line.send(protocol.Phase(text=text)),
+                Path(command.run_folder),
             )
             self._trainer = Trainer(Program(config, dataset), config, command.data_digest)
             self._key = key

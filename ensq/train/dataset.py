@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
@@ -15,21 +14,13 @@ from numpy.typing import NDArray
 from ensq import data
 from ensq.config import RunConfig
 from ensq.errors import DataError, MismatchError
+from ensq.train import placement
 from ensq.train.buckets import choose_bounds, frame_sizes, members_of
-from ensq.train.models import DataStatistics, Frames
+from ensq.train.hosted import Hosted, keep
+from ensq.train.labelled import Labelled, label
+from ensq.train.models import DataStatistics
 from ensq.train.neighbours import Neighbours, build_neighbours
-
-
-class Labelled(NamedTuple):
-    """Frames [T] with their labels; energies are without the reference energies."""
-
-    frames: Frames
-    F: jax.Array  # [T,N,3]
-    U: jax.Array  # [T]
-
-    @property
-    def n_frames(self) -> int:
-        return int(self.U.shape[0])
+from ensq.train.survey import Survey, survey
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +39,9 @@ class Validation:
 class Dataset:
     """All that a pack trains on; frames are grouped by size (``train.buckets``)."""
 
-    training: tuple[Labelled, ...]
+    training: tuple[Labelled, ...]  # on the device; none where the frames stay on the host
     validation: tuple[Labelled, ...]
+    hosted: Hosted | None = None
     validated: Validation
     statistics: DataStatistics  # energy_shift included: what an exported model adds again
     species_names: tuple[str, ...]
@@ -58,7 +50,17 @@ class Dataset:
     @property
     def sizes(self) -> tuple[int, ...]:
         """Training frames of each group."""
-        return tuple(part.n_frames for part in self.training)
+        parts = self.training if self.hosted is None else self.hosted.training
+        return tuple(part.n_frames for part in parts)
+
+    @property
+    def real_beads(self) -> tuple[float, ...]:
+        """Real beads of the training frames of each group."""
+        if self.hosted is not None:
+            return self.hosted.real
+        return tuple(
+            float(np.asarray(part.frames.mask, np.float64).sum()) for part in self.training
+        )
 
     @property
     def n_training(self) -> int:
@@ -70,19 +72,25 @@ class Dataset:
 
 
 def prepare(
-    path: Path, expected_digest: str, config: RunConfig, phase: Callable[[str], None]
+    path: Path,
+    expected_digest: str,
+    config: RunConfig,
+    phase: Callable[[str], None],
+    cache: Path | None = None,
 ) -> Dataset:
-    """Load, split and lay out the data; neighbour lists are built here, once.
+    """Load, split and lay out the data; neighbour lists are built here, once, if they fit.
 
     Args:
-        path: The data file.
+        path: The data file, folder or converted set.
         expected_digest: Its SHA-256 as recorded when the ensemble was enqueued.
         config: The run's configuration.
         phase: Told what happens now.
+        cache: A folder that keeps what was found out about frames that stay on the host.
 
     Raises:
         MismatchError: The file has changed since.
         DataError: It can't be read or is not fit for the configuration.
+        ConfigError: The configuration needs frames on the device that do not fit there.
     """
     phase("loading data")
     found = data.digest(path)
@@ -96,6 +104,9 @@ def prepare(
     if config.model.use_priors:
         data.check_open(whole, str(path))
     split = data.split(whole, config, str(path))
+    if not placement.on_device(whole, split, config):
+        phase("looking through the data, which stay on the host")
+        return _hosted(whole, split, config, survey(whole, split, config, found, cache))
     training, validation = whole.take(split.training), whole.take(split.validation)
     phase("building neighbour lists")
     return lay_out(training, validation, split.validation, config)
@@ -135,6 +146,37 @@ def lay_out(
         ),
         species_names=training.species_names,
         protein_names=_protein_names(training),
+    )
+
+
+def _hosted(source: data.Source, split: data.Split, config: RunConfig, found: Survey) -> Dataset:
+    """The data set of frames that stay on the host. Raises as ``lay_out`` does."""
+    if not config.model.prior_only and not found.linked:
+        raise DataError(f"training frames: {data.no_neighbours(config.model.cutoff)}")
+    n_species, shift = len(source.species_names), found.shift
+    protein = np.zeros(source.n_frames) if source.protein is None else source.protein
+    order = [np.flatnonzero(found.more == number) for number in range(len(found.bounds))]
+    return Dataset(
+        training=(),
+        validation=(),
+        hosted=keep(source, split, config, found),
+        validated=Validation(
+            index=split.validation,
+            components=3 * found.beads,
+            beads=found.beads,
+            protein=np.asarray(protein[split.validation], np.int64),
+            species_components=found.species_components,
+            place=_places(np.concatenate(order)),
+        ),
+        statistics=DataStatistics(
+            n_species=n_species,
+            avg_num_neighbors=found.average,
+            energy_shift=shift if len(shift) else np.zeros(n_species),
+            energy_scale=found.scale,
+            elements=source.elements,
+        ),
+        species_names=source.species_names,
+        protein_names=source.protein_names or ("all",),
     )
 
 
@@ -178,21 +220,11 @@ def _groups(
     """Each group's frames, cut to its size."""
     parts, layouts = [], []
     for members, size in zip(groups, bounds, strict=True):
-        part = _cut(whole.take(members), size)
+        part = whole.take(members).cut(size)
         layout = build_neighbours(part.R, part.mask, config.model.cutoff, part.cell)
-        parts.append(_labelled(part, layout, shift, config))
+        parts.append(label(part, layout, shift, jnp.dtype(config.training.precision)))
         layouts.append(layout)
     return tuple(parts), layouts
-
-
-def _cut(part: data.Data, size: int) -> data.Data:
-    return replace(
-        part,
-        R=part.R[:, :size],
-        F=None if part.F is None else part.F[:, :size],
-        species=part.species[:, :size],
-        mask=part.mask[:, :size],
-    )
 
 
 def _average(layouts: list[Neighbours]) -> float:
@@ -202,14 +234,19 @@ def _average(layouts: list[Neighbours]) -> float:
     return float(sum(count.sum() for count in counts)) / beads if beads else 1.0
 
 
+def _places(order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where each frame stands in an order."""
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    return place
+
+
 def _protein_names(whole: data.Data) -> tuple[str, ...]:
     return whole.protein_names or ("all",)
 
 
 def _validated(validation: data.Data, index: NDArray[Any], order: NDArray[np.int64]) -> Validation:
     """``order``: the places of the frames in the groups, put one after another."""
-    place = np.empty(len(order), np.int64)
-    place[order] = np.arange(len(order))
     n_species, T = len(validation.species_names), validation.n_frames
     protein = np.zeros(T, np.int64) if validation.protein is None else validation.protein
     counts = np.zeros((len(_protein_names(validation)), n_species))
@@ -222,40 +259,5 @@ def _validated(validation: data.Data, index: NDArray[Any], order: NDArray[np.int
         beads=beads,
         protein=np.asarray(protein, np.int64),
         species_components=counts,
-        place=place,
-    )
-
-
-def _labelled(
-    part: data.Data, neighbours: Neighbours, shift: NDArray[Any] | None, config: RunConfig
-) -> Labelled:
-    dtype = jnp.dtype(config.training.precision)
-    energies = np.zeros(part.n_frames) if part.U is None or shift is None else part.U.copy()
-    if shift is not None:
-        energies -= np.where(part.mask, shift[part.species], 0.0).sum(axis=1)
-    forces = np.zeros_like(part.R) if part.F is None else part.F
-    return Labelled(
-        frames=frames_of(part.R, part.species, part.mask, neighbours, dtype),
-        F=jnp.asarray(forces, dtype),
-        U=jnp.asarray(energies, dtype),
-    )
-
-
-def frames_of(
-    positions: NDArray[Any],
-    species: NDArray[Any],
-    mask: NDArray[Any],
-    neighbours: Neighbours,
-    dtype: Any,
-) -> Frames:
-    """Frames for the device from host arrays [T,N,…] and their neighbour layout."""
-    offset = neighbours.offset
-    return Frames(
-        R=jnp.asarray(positions, dtype),
-        species=jnp.asarray(species, jnp.int32),
-        mask=jnp.asarray(mask, dtype),
-        nbr=jnp.asarray(neighbours.index),
-        rev=jnp.asarray(neighbours.reverse),
-        nbr_mask=jnp.asarray(neighbours.mask, dtype),
-        offset=None if offset is None else jnp.asarray(offset, dtype),
+        place=_places(order),
     )

@@ -7,6 +7,7 @@ derivative of a gather a gather again: no step needs a scatter.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import product
 from typing import NamedTuple
 
@@ -45,34 +46,28 @@ def build_neighbours(
     mask: npt.NDArray[np.generic],
     cutoff: float,
     cell: npt.NDArray[np.floating] | None = None,
+    *,
+    width: int | None = None,
+    periodic: bool | None = None,
 ) -> Neighbours:
     """All pairs of real beads nearer than ``cutoff``, periodic images included.
 
     ``positions`` [T, N, 3], which need not be wrapped into the cell, ``cell`` and ``cutoff`` in
     one unit of length; ``mask`` [T, N], 0 on padding. ``cell`` [T, 3, 3]: rows are lattice
-    vectors, a zero row is an open direction; None: all are open.
+    vectors, a zero row is an open direction; None: all are open. ``width`` (M) and ``periodic``
+    (whether there is an ``offset``) are those of the larger set that these frames are of; None:
+    as these frames need them.
     Raises ValueError if the shapes do not fit, the cutoff is not positive or a cell has no volume.
     """
-    if positions.ndim != 3 or positions.shape[2] != 3 or mask.shape != positions.shape[:2]:
-        raise ValueError(
-            "positions must be [frames, beads, 3] and mask [frames, beads]; "
-            f"got {positions.shape} and {mask.shape}"
-        )
-    if not cutoff > 0:
-        raise ValueError(f"cutoff must be positive, not {cutoff}")
-    if cell is not None and cell.shape != (len(positions), 3, 3):
-        raise ValueError(f"cell must be [{len(positions)}, 3, 3], not {cell.shape}")
-    if cell is not None and np.any(cell):
-        return _periodic(positions, mask.astype(bool), cutoff, cell.astype(np.float64))
-    frames, beads = mask.shape
-    step = max(1, PAIRS_PER_CHUNK // max(1, beads * beads))
-    chunks = [slice(start, start + step) for start in range(0, frames, step)]
+    _check(positions, mask, cutoff, cell)
     real = mask.astype(bool)
-    width = max(
-        (int(_adjacency(positions[c], real[c], cutoff).sum(-1).max(initial=0)) for c in chunks),
-        default=0,
-    )
-    width = max(width, 1)  # an axis of no length would make sums over it a special case
+    if is_periodic(cell) if periodic is None else periodic:
+        return _periodic(positions, real, cutoff, _cells(cell, len(real)), width)
+    frames, beads = mask.shape
+    chunks = _chunks(frames, beads)
+    if width is None:
+        width = max((int(c.max(initial=0)) for c in _counts(positions, real, cutoff)), default=0)
+        width = max(width, 1)  # an axis of no length would make sums over it a special case
     out = Neighbours(
         np.empty((frames, beads, width), np.int32),
         np.empty((frames, beads, width), np.int32),
@@ -83,6 +78,65 @@ def build_neighbours(
             _adjacency(positions[c], real[c], cutoff), width
         )
     return out
+
+
+def count_neighbours(
+    positions: npt.NDArray[np.floating],
+    mask: npt.NDArray[np.generic],
+    cutoff: float,
+    cell: npt.NDArray[np.floating] | None,
+    *,
+    periodic: bool,
+) -> npt.NDArray[np.integer]:
+    """[T, N] edges of each bead: the row sums of ``build_neighbours(…).mask``, without a layout."""
+    _check(positions, mask, cutoff, cell)
+    real = mask.astype(bool)
+    if not periodic:
+        return np.concatenate(list(_counts(positions, real, cutoff)))
+    edges = _all_edges(positions, real, cutoff, _cells(cell, len(real)))
+    beads = mask.shape[1]
+    return np.concatenate(
+        [
+            np.bincount(found.bead, minlength=beads * (c.stop - c.start)).reshape(-1, beads)
+            for c, found in edges
+        ]
+    )
+
+
+def is_periodic(cell: npt.NDArray[np.floating] | None) -> bool:
+    """Whether some direction of some of these frames is periodic."""
+    return cell is not None and bool(np.any(cell))
+
+
+def _check(
+    positions: npt.NDArray[np.floating],
+    mask: npt.NDArray[np.generic],
+    cutoff: float,
+    cell: npt.NDArray[np.floating] | None,
+) -> None:
+    if positions.ndim != 3 or positions.shape[2] != 3 or mask.shape != positions.shape[:2]:
+        raise ValueError(
+            "positions must be [frames, beads, 3] and mask [frames, beads]; "
+            f"got {positions.shape} and {mask.shape}"
+        )
+    if not cutoff > 0:
+        raise ValueError(f"cutoff must be positive, not {cutoff}")
+    if cell is not None and cell.shape != (len(positions), 3, 3):
+        raise ValueError(f"cell must be [{len(positions)}, 3, 3], not {cell.shape}")
+
+
+def _chunks(frames: int, beads: int, pairs: int = 1) -> list[slice]:
+    """Pieces of frames that fit into memory with ``pairs`` numbers for each pair of beads."""
+    step = max(1, PAIRS_PER_CHUNK // pairs // max(1, beads * beads))
+    return [slice(start, min(start + step, frames)) for start in range(0, frames, step)]
+
+
+def _counts(
+    positions: npt.NDArray[np.floating], real: npt.NDArray[np.bool_], cutoff: float
+) -> Iterator[npt.NDArray[np.integer]]:
+    """[t, N] neighbours of the beads of some frames at a time."""
+    for c in _chunks(real.shape[0], real.shape[1]):
+        yield _adjacency(positions[c], real[c], cutoff).sum(-1)
 
 
 def _adjacency(
@@ -137,27 +191,41 @@ def _periodic(
     real: npt.NDArray[np.bool_],
     cutoff: float,
     cell: npt.NDArray[np.float64],
+    width: int | None,
 ) -> Neighbours:
     frames, beads = real.shape
-    # Six numbers for each pair are held at a time, not one: smaller chunks.
-    step = max(1, PAIRS_PER_CHUNK // 8 // max(1, beads * beads))
-    chunks = [slice(start, start + step) for start in range(0, frames, step)]
-    found = [_edges(positions[c].astype(np.float64), real[c], cutoff, cell[c]) for c in chunks]
-    width = max((int(edges.slot.max(initial=-1)) + 1 for edges in found), default=0)
-    width = max(width, 1)
+    found = list(_all_edges(positions, real, cutoff, cell))
+    if width is None:
+        width = max((int(edges.slot.max(initial=-1)) + 1 for _, edges in found), default=0)
+        width = max(width, 1)
     own = np.arange(beads, dtype=np.int32)[:, None]
     places = np.arange(beads * width, dtype=np.int32).reshape(beads, width)
     index = np.broadcast_to(own, (frames, beads, width)).copy()
     reverse = np.broadcast_to(places, (frames, beads, width)).copy()
     mask = np.zeros((frames, beads, width), bool)
     offset = np.zeros((frames, beads, width, 3))
-    for c, edges in zip(chunks, found, strict=True):
+    for c, edges in found:
         t, i = np.divmod(edges.bead, beads)
         index[c][t, i, edges.slot] = edges.neighbour
         reverse[c][t, i, edges.slot] = edges.neighbour * np.int32(width) + edges.back
         mask[c][t, i, edges.slot] = True
         offset[c][t, i, edges.slot] = np.einsum("ek,ekx->ex", edges.image, cell[c][t])
     return Neighbours(index, reverse, mask, offset)
+
+
+def _cells(cell: npt.NDArray[np.floating] | None, frames: int) -> npt.NDArray[np.float64]:
+    return np.zeros((frames, 3, 3)) if cell is None else cell.astype(np.float64)
+
+
+def _all_edges(
+    positions: npt.NDArray[np.floating],
+    real: npt.NDArray[np.bool_],
+    cutoff: float,
+    cell: npt.NDArray[np.float64],
+) -> Iterator[tuple[slice, _Edges]]:
+    """The edges of some frames at a time: six numbers for each pair are held, not one."""
+    for c in _chunks(real.shape[0], real.shape[1], pairs=8):
+        yield c, _edges(positions[c].astype(np.float64), real[c], cutoff, cell[c])
 
 
 def _edges(

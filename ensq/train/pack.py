@@ -26,7 +26,9 @@ from ensq.config import RunConfig
 from ensq.train import loss as losses
 from ensq.train import optimizers, pretrain
 from ensq.train.batches import Batches, in_batches
-from ensq.train.dataset import Dataset, Labelled, without_shift
+from ensq.train.dataset import Dataset, without_shift
+from ensq.train.feeding import ValidationPiece, feed
+from ensq.train.labelled import Labelled
 from ensq.train.models import EnergyModel, build_model
 
 Params = Any  # a nested dict of arrays
@@ -74,32 +76,23 @@ class Program:
         self.dtype = jnp.dtype(config.training.precision)
         self.batch = min(config.training.batch_per_device, max(dataset.sizes))
         self.steps_per_epoch = sum(-(-size // self.batch) for size in dataset.sizes)
+        self.feed = feed(dataset, self.batch, self.dtype)
         self._losses = [
             losses.init_loss(msgspec.structs.replace(gammas, F=gammas.F * share))
-            for share in _shares(dataset.training)
+            for share in _shares(dataset.real_beads, dataset.sizes)
         ]
         self._optimizers = [
             optimizers.build(config.optimizer, stage, stage.epochs * self.steps_per_epoch)
             for stage in config.training.stages
         ]
         self._init = jax.jit(self.model.init)
-        self._example = jax.tree_util.tree_map(lambda leaf: leaf[:1], dataset.training[0].frames)
+        self._example = self.feed.example
         self._priors: Params = None  # fitted before the first stage, if the configuration asks
         self._run: dict[int, Callable[..., Lanes]] = {}
         self._evaluate = jax.jit(jax.vmap(self._evaluate_member, in_axes=(0, None, None)))
         self._evaluators: dict[tuple[int, int], Any] = {}  # compiled, by group and members
         self._warm: set[tuple[int, int]] = set()  # (stage, members) that are compiled
         self._keep_best = jax.jit(_keep_best)
-        self._validation = [
-            (
-                part,
-                jnp.asarray(
-                    in_batches(np.arange(part.n_frames), min(self.batch, part.n_frames)).index
-                ),
-            )
-            for part in dataset.validation
-            if part.n_frames
-        ]
 
     # -- state ---------------------------------------------------------------------------------
 
@@ -197,15 +190,16 @@ class Program:
         """
         members = int(lanes.alive.shape[0])
         lanes = self.run_steps(lanes, epoch, batches, 0, 0)
-        for group in range(len(self._validation)):
-            self._evaluator(self.evaluated(lanes), group, members)
+        for piece in self.feed.shapes():
+            self._evaluator(self.evaluated(lanes), piece, members)
         self._warm.add((self.stage_of(epoch), members))
         return lanes
 
-    def _evaluator(self, params: Params, group: int, members: int) -> Any:
-        key = (group, members)
+    def _evaluator(self, params: Params, piece: ValidationPiece, members: int) -> Any:
+        key = (piece.group, members)
         if key not in self._evaluators:
-            self._evaluators[key] = self._evaluate.lower(params, *self._validation[group]).compile()
+            lowered = self._evaluate.lower(params, piece.part, piece.index)
+            self._evaluators[key] = lowered.compile()
         return self._evaluators[key]
 
     def run_steps(self, lanes: Lanes, epoch: int, batches: Batches, start: int, stop: int) -> Lanes:
@@ -218,10 +212,15 @@ class Program:
         if stage not in self._run:
             run = partial(self._run_lanes, self._optimizers[stage])
             self._run[stage] = jax.jit(run, donate_argnums=0)
-        order = batches._replace(weight=batches.weight.astype(self.dtype))
-        return self._run[stage](
-            lanes, self.dataset.training, order, np.int32(start), np.int32(stop)
-        )
+        while True:
+            piece = self.feed.steps(batches, start)
+            end = min(stop, piece.stop)
+            lanes = self._run[stage](
+                lanes, piece.training, piece.order, *map(np.int32, (piece.first, start, end))
+            )
+            if end == stop:
+                return lanes
+            start = end
 
     def _run_lanes(
         self,
@@ -229,13 +228,14 @@ class Program:
         lanes: Lanes,
         training: tuple[Labelled, ...],
         order: Any,
+        first: jax.Array,
         start: jax.Array,
         stop: jax.Array,
     ) -> Lanes:
         def of_group(group: int, step: jax.Array, lanes: Lanes) -> Lanes:
-            index = order.index[step]
+            index, weight = order.index[step - first], order.weight[step - first]
             batch = jax.tree_util.tree_map(lambda leaf: leaf[index], training[group])
-            one = partial(self._step, optimizer, group, batch, order.weight[step], step)
+            one = partial(self._step, optimizer, group, batch, weight, step)
             return jax.vmap(one)(lanes)
 
         def body(step: jax.Array, lanes: Lanes) -> Lanes:
@@ -243,7 +243,7 @@ class Program:
                 return of_group(0, step, lanes)
             # all members train on one group at a time, so that only its branch is run
             branches = [partial(of_group, group) for group in range(len(training))]
-            return jax.lax.switch(order.group[step], branches, step, lanes)
+            return jax.lax.switch(order.group[step - first], branches, step, lanes)
 
         return jax.lax.fori_loop(start, stop, body, lanes)
 
@@ -327,20 +327,13 @@ class Program:
     def validate(self, params: Params) -> Errors:
         """Errors of every member over the whole validation set, in its fixed order."""
         members = int(jax.tree_util.tree_leaves(params)[0].shape[0])
-        parts = [
-            self._evaluator(params, group, members)(params, *arguments)
-            for group, arguments in enumerate(self._validation)
-        ]
+        parts = []
+        for piece in self.feed.validation():
+            errors = self._evaluator(params, piece, members)(params, piece.part, piece.index)
+            parts.append([np.asarray(one, np.float64)[:, : piece.frames] for one in errors])
         place = self.dataset.validated.place
         force, energy, species = (
-            np.concatenate(
-                [
-                    np.asarray(errors, np.float64)[:, : part.n_frames]
-                    for errors, (part, _) in zip(arrays, self._validation, strict=True)
-                ],
-                axis=1,
-            )[:, place]
-            for arrays in zip(*parts, strict=True)
+            np.concatenate(arrays, axis=1)[:, place] for arrays in zip(*parts, strict=True)
         )
         return Errors(force, energy, self._by_protein(species))
 
@@ -380,15 +373,13 @@ def _keep_best(lanes: Lanes, evaluated: Params, improved: jax.Array) -> Lanes:
     return lanes._replace(best=jax.tree_util.tree_map(choose, evaluated, lanes.best))
 
 
-def _shares(training: tuple[Labelled, ...]) -> list[float]:
+def _shares(real: tuple[float, ...], frames: tuple[int, ...]) -> list[float]:
     """For each group its real components per frame against those of the whole set.
 
     The mean over the components of a batch, times this, weighs every component of the set alike,
     whichever group it is in. 1 where there is one group.
     """
-    if len(training) == 1:
+    if len(real) == 1:
         return [1.0]
-    real = [float(np.asarray(part.frames.mask, np.float64).sum()) for part in training]
-    frames = [part.n_frames for part in training]
     overall = sum(real) / sum(frames)
     return [beads / count / overall for beads, count in zip(real, frames, strict=True)]

@@ -13,8 +13,8 @@ from ensq.config.structs import GammasConfig
 from ensq.data import Data
 from ensq.train import statistics
 from ensq.train.checkpoint import MemberResult
-from ensq.train.dataset import frames_of
 from ensq.train.export import model_of, parameters_of
+from ensq.train.labelled import frames_of
 from ensq.train.models import Frames
 from ensq.train.neighbours import Neighbours, build_neighbours
 from ensq.train.statistics import Scores

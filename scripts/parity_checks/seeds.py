@@ -20,7 +20,7 @@ from chemtrain.trainers import EnsembleOfModels
 from numpy.typing import NDArray
 from scipy import stats
 
-from ensq.train.dataset import Labelled
+from ensq.train.labelled import Labelled
 from ensq.train.models import EnergyModel
 from ensq.train.pack import Program
 from parity_checks import steps

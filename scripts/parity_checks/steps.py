@@ -25,7 +25,8 @@ from ensq import data
 from ensq.config import RunConfig
 from ensq.train import environment, optimizers
 from ensq.train.batches import batches_of_epoch
-from ensq.train.dataset import Labelled, prepare
+from ensq.train.dataset import prepare
+from ensq.train.labelled import Labelled
 from ensq.train.models import EnergyModel, Frames
 from ensq.train.pack import Program, stack
 
