@@ -147,7 +147,7 @@ def gradient_of_epoch(program: Program, params: Any) -> Any:
         for group, index, weight in zip(*batches, strict=True):
             part = program.dataset.training[int(group)]
             batch = jax.tree.map(lambda leaf, index=index: leaf[index], part)
-            loss = program.batch_loss(params, batch, weight, int(group))
+            loss = program.objective.batch_loss(params, batch, weight, int(group))
             losses.append(loss * weight.sum() / program.dataset.n_training)
         return sum(losses)
 
@@ -163,13 +163,13 @@ def test_groups_weigh_every_force_component_alike(
     whole = one.dataset.training[0]
 
     def loss_of_all(params: Any) -> Any:
-        return one.batch_loss(params, whole, np.ones(whole.n_frames, np.float32))
+        return one.objective.batch_loss(params, whole, np.ones(whole.n_frames, np.float32))
 
     expected = jax.tree.leaves(jax.jit(jax.grad(loss_of_all))(params))
     found = jax.tree.leaves(gradient_of_epoch(two, params))
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max())
-    monkeypatch.setattr(pack_module, "_shares", lambda training: [1.0] * len(training))
+    monkeypatch.setattr(pack_module, "shares_of", lambda real, frames: [1.0] * len(real))
     unweighed = Program(two.config, two.dataset)
     wrong = jax.tree.leaves(gradient_of_epoch(unweighed, params))
     assert any(

@@ -50,7 +50,7 @@ def loss_of(program: Program) -> Any:
     def evaluate(batch: Any, weight: Any) -> Any:
         params = program.model.init(jax.random.PRNGKey(0), batch.frames)
         force = program.model.energy_and_forces(params, batch.frames)[1]
-        return program.batch_loss(params, batch, weight), force
+        return program.objective.batch_loss(params, batch, weight), force
 
     return jax.jit(evaluate)
 

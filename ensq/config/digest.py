@@ -13,14 +13,16 @@ from ensq.errors import ConfigError
 from ensq.rundir import sha256
 
 # What may change without making it another ensemble: how many seeds, what is exported, how SLURM is
-# asked, and where the data and the splines lie (the data's digest is recorded, the splines stand in
-# the form), on the disk and while they are trained on.
+# asked, where the data and the splines lie (the data's digest is recorded, the splines stand in the
+# form), on the disk and while they are trained on, and how memory is saved.
 _FREE = (
     ("ensemble", "n_models"),
     ("ensemble", "save_all_models"),
     ("export",),
     ("slurm",),
     ("training", "export_path"),
+    ("training", "micro_batch"),
+    ("training", "remat"),
     ("data", "path"),
     ("data", "placement"),
     ("model", "priors", "spline_file"),

@@ -115,13 +115,23 @@ class TrainingConfig(Strict, frozen=True):
     gammas: GammasConfig = GammasConfig()
     checkpoint_freq: PositiveInt = 1  # epochs between checkpoints
     ema_decay: Fraction | None = None  # if set, averaged parameters are evaluated and exported
-    precision: Literal["float32", "float64"] = "float32"
+    # mixed: float32, but gradient steps multiply matrices in bfloat16
+    precision: Literal["float32", "float64", "mixed"] = "float32"
+    # Frames whose gradient is worked out at once; null: a whole batch. The steps are the same up to
+    # rounding, and need less memory.
+    micro_batch: PositiveInt | None = None
+    remat: bool = False  # work features out again for the gradient instead of keeping them
     export_path: str | None = None  # null: exported_models in the run folder
     # Fit the priors' parameters alone (L-BFGS, the loss above) before the first stage.
     pretrain_prior: bool = False
     pretrain_prior_min_steps: NonNegativeInt = 10
     pretrain_prior_max_steps: PositiveInt = 200
     pretrain_prior_tol_grad: Positive = 1e-6  # stop at this norm of the gradient
+
+    @property
+    def dtype(self) -> str:
+        """The type of parameters, data and losses."""
+        return "float64" if self.precision == "float64" else "float32"
 
     def __post_init__(self) -> None:
         if self.pretrain_prior_min_steps > self.pretrain_prior_max_steps:

@@ -222,7 +222,7 @@ def _groups(
     for members, size in zip(groups, bounds, strict=True):
         part = whole.take(members).cut(size)
         layout = build_neighbours(part.R, part.mask, config.model.cutoff, part.cell)
-        parts.append(label(part, layout, shift, jnp.dtype(config.training.precision)))
+        parts.append(label(part, layout, shift, jnp.dtype(config.training.dtype)))
         layouts.append(layout)
     return tuple(parts), layouts
 

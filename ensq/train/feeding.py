@@ -7,7 +7,7 @@ program that trains on it is the one that trains on a whole set.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -27,6 +27,9 @@ MOST_STEPS = 1024  # of a piece
 # Batches of a group in a piece, where it has so many: a loop over one is compiled to another order
 # of sums, and the losses would differ in their last digits from those of a resident set.
 FEWEST = 2
+
+
+Put = Callable[[Any], Any]
 
 
 class Piece(NamedTuple):
@@ -50,13 +53,13 @@ class ValidationPiece(NamedTuple):
 class Resident:
     """All frames lie on the device: one piece is all of them."""
 
-    def __init__(self, dataset: Dataset, batch: int, dtype: Any) -> None:
-        self._training, self._dtype = dataset.training, dtype
-        self._validation = [
-            ValidationPiece(group, part, jnp.asarray(_walk(part.n_frames, batch)), part.n_frames)
-            for group, part in enumerate(dataset.validation)
-            if part.n_frames
-        ]
+    def __init__(self, dataset: Dataset, batch: int, dtype: Any, put: Put) -> None:
+        self._training, self._dtype = put(dataset.training), dtype
+        self._validation = []
+        for group, part in enumerate(dataset.validation):
+            if part.n_frames:
+                frames, index = put((part, jnp.asarray(_walk(part.n_frames, batch))))
+                self._validation.append(ValidationPiece(group, frames, index, part.n_frames))
 
     @property
     def example(self) -> Frames:
@@ -89,8 +92,8 @@ class _Walk(NamedTuple):
 class Fed:
     """Frames stay on the host; a thread prepares the next piece while the device works."""
 
-    def __init__(self, hosted: Hosted, batch: int, dtype: Any) -> None:
-        self._hosted, self._batch, self._dtype = hosted, batch, dtype
+    def __init__(self, hosted: Hosted, batch: int, dtype: Any, put: Put) -> None:
+        self._hosted, self._batch, self._dtype, self._put = hosted, batch, dtype, put
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="feeding")
         weakref.finalize(self, self._thread.shutdown, wait=False, cancel_futures=True)
         self._batches: Batches | None = None
@@ -147,7 +150,7 @@ class Fed:
             training.append(part.read(batches.index[start:stop][mine].ravel(), room=room * B))
         weight = batches.weight[start:stop].astype(self._dtype)
         order = Batches(_filled(group, length), index, _filled(weight, length))
-        parts, batches = jax.device_put((tuple(training), order))
+        parts, batches = self._put(jax.device_put((tuple(training), order)))
         return Piece(parts, batches, start, stop)
 
     def validation(self) -> Iterator[ValidationPiece]:
@@ -185,18 +188,18 @@ class Fed:
         frames = walk.part.read(chosen.ravel(), room=walk.room * B)
         index = np.arange(walk.room * B, dtype=np.int32).reshape(walk.room, B)
         real = min(chosen.size, walk.part.n_frames - at * B)
-        part, batches = jax.device_put((frames, index))
+        part, batches = self._put(jax.device_put((frames, index)))
         return ValidationPiece(walk.group, part, batches, real)
 
 
 Feed = Resident | Fed
 
 
-def feed(dataset: Dataset, batch: int, dtype: Any) -> Feed:
-    """How the frames of a data set reach the device."""
+def feed(dataset: Dataset, batch: int, dtype: Any, put: Put) -> Feed:
+    """How the frames of a data set reach the device; ``put`` brings a tree to all devices."""
     if dataset.hosted is not None:
-        return Fed(dataset.hosted, batch, dtype)
-    return Resident(dataset, batch, dtype)
+        return Fed(dataset.hosted, batch, dtype, put)
+    return Resident(dataset, batch, dtype, put)
 
 
 def _walk(frames: int, batch: int) -> NDArray[np.int32]:

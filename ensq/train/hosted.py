@@ -89,7 +89,7 @@ def keep(source: data.Source, split: data.Split, config: RunConfig, found: Surve
                     periodic=bool(found.periodic[side, number]),
                     cutoff=config.model.cutoff,
                     shift=found.shift if len(found.shift) else None,
-                    dtype=np.dtype(config.training.precision),
+                    dtype=np.dtype(config.training.dtype),
                 )
                 for number, bound in enumerate(found.bounds)
             )

@@ -43,7 +43,7 @@ def on_device(source: data.Source, split: data.Split, config: RunConfig) -> bool
 def estimate(source: data.Source, split: data.Split, config: RunConfig) -> int:
     """Bytes of all frames, laid out on the device."""
     frames = np.sort(np.concatenate([split.training, split.validation]))
-    beads, size = source.n_beads, np.dtype(config.training.precision).itemsize
+    beads, size = source.n_beads, np.dtype(config.training.dtype).itemsize
     bare = beads * (7 * size + 4) + size  # positions, forces, mask; species; energy
     edge = 8 + size  # neighbour and reverse; mask
     if source.cell is None and len(frames) * (bare + beads * beads * edge) <= budget():

@@ -56,6 +56,7 @@ class Allegro:
     n_species: int
     avg_num_neighbors: float
     parity: bool  # whether features carry one (o3)
+    mixed: bool = False  # whether matrices are multiplied in bfloat16
 
     hops: ClassVar[int] = 1  # a bead's energy depends on its neighbours within the cutoff only
 
@@ -138,14 +139,14 @@ class Allegro:
         damped = [[weight]] + [[weight * c for c in degree] for degree in harmonics]
 
         x = self._embed(params, graph, scaled)
-        factors = _per_degree(linear(params["features"], x), self.degrees)
+        factors = _per_degree(linear(params["features"], x, self.mixed), self.degrees)
         features = {
             (ell, (-1) ** ell if self.parity else 1): [factors[ell] * c for c in components]
             for ell, components in enumerate([[jnp.ones_like(weight)], *harmonics])
         }
         for layer, products in enumerate(self.layer_paths()):
             own = params[f"layer{layer}"]
-            weights = _per_degree(linear(own["environment"], x), self.degrees)
+            weights = _per_degree(linear(own["environment"], x, self.mixed), self.degrees)
             environment = [
                 [graph.collect(weights[ell] * c) for c in damped[ell]]
                 for ell in range(self.degrees)
@@ -154,12 +155,16 @@ class Allegro:
             flat = [part[0] for part in made.get(SCALAR, [])]
             if self.triple:
                 vector = features[VECTOR]
-                flat.append(_triple_product(own["cross"], vector, environment[1], graph))
-            update = _mlp(own["latent"], jnp.concatenate([x, *flat], axis=0))
+                flat.append(
+                    _triple_product(own["cross"], vector, environment[1], graph, self.mixed)
+                )
+            update = _mlp(own["latent"], jnp.concatenate([x, *flat], axis=0), self.mixed)
             x = (x + update) * math.sqrt(0.5)
             if layer + 1 < cfg.num_layers:
-                features = {out: _mix(own[_mix_name(out)], parts) for out, parts in made.items()}
-        energies = _mlp(params["readout"], x)[0] * weight
+                features = {
+                    out: _mix(own[_mix_name(out)], parts, self.mixed) for out, parts in made.items()
+                }
+        energies = _mlp(params["readout"], x, self.mixed)[0] * weight
         return graph.collect(energies)
 
     def _embed(
@@ -172,7 +177,7 @@ class Allegro:
         centre = linear(params["centre"], _one_hot(graph.species, self.n_species, dtype))
         other = _one_hot(graph.neighbour_species, self.n_species, dtype)
         bias = graph.expand(centre) + linear(params["neighbour"], other)
-        return _mlp(params["embed"], basis, bias)
+        return _mlp(params["embed"], basis, self.mixed, bias)
 
 
 def _mix_name(out: Irrep) -> str:
@@ -180,14 +185,17 @@ def _mix_name(out: Irrep) -> str:
 
 
 def _mlp(
-    weights: Params, x: Float[Array, "in *e"], bias: Float[Array, " hidden *e"] | None = None
+    weights: Params,
+    x: Float[Array, "in *e"],
+    mixed: bool,
+    bias: Float[Array, " hidden *e"] | None = None,
 ) -> Float[Array, " out *e"]:
     """Linear maps with silu between them; ``bias`` is added before the first silu."""
-    x = linear(weights["w0"], x)
+    x = linear(weights["w0"], x, mixed)
     if bias is not None:
         x = x + bias
     for i in range(1, len(weights)):
-        x = linear(weights[f"w{i}"], jax.nn.silu(x))
+        x = linear(weights[f"w{i}"], jax.nn.silu(x), mixed)
     return x
 
 
@@ -240,11 +248,11 @@ def _products(
 
 
 def _mix(
-    weight: Float[Weights, "C n"], parts: list[list[Float[Array, " _ *e"]]]
+    weight: Float[Weights, "C n"], parts: list[list[Float[Array, " _ *e"]]], mixed: bool
 ) -> list[Float[Array, " C *e"]]:
     """New channels of one irrep from all channels of all its products."""
     return [
-        linear(weight, jnp.concatenate([part[m] for part in parts], axis=0))
+        linear(weight, jnp.concatenate([part[m] for part in parts], axis=0), mixed)
         for m in range(len(parts[0]))
     ]
 
@@ -254,6 +262,7 @@ def _triple_product(
     vector: list[Float[Array, " C *e"]],
     environment: list[Float[Array, "C A"]],
     graph: Graph,
+    mixed: bool,
 ) -> Float[Array, " C *e"]:
     """V . (env x W env), a pseudoscalar, with ``weights`` W over the channels.
 
@@ -262,6 +271,6 @@ def _triple_product(
     """
     # a channel has no cross product with itself: rounding alone would move the diagonal
     mixing = weights * (1.0 - jnp.eye(weights.shape[0], dtype=weights.dtype))
-    mixed = [linear(mixing, c) for c in environment]
-    cross = contract(environment, mixed, 1)
+    others = [linear(mixing, c, mixed) for c in environment]
+    cross = contract(environment, others, 1)
     return contract(vector, [graph.expand(c) for c in cross], 0)[0]
