@@ -1,4 +1,4 @@
-"""Options that save memory or time and keep what is trained: micro_batch, remat, mixed."""
+"""Options that save memory or time: micro_batch and mixed precision."""
 
 from __future__ import annotations
 
@@ -30,9 +30,12 @@ def after_some_steps(program: Program) -> Any:
 
 def memory(program: Program) -> int:
     """Bytes that the gradient of one batch needs beside its arguments."""
-    batch = jax.tree.map(lambda leaf: leaf[:8], program.dataset.training[0])
+    # many frames: the features of all edges must outweigh the parameters
+    batch = jax.tree.map(
+        lambda leaf: jnp.tile(leaf, (8, *[1] * (leaf.ndim - 1))), batch_of(program)
+    )
     stepper = program._steps(0, 1).__wrapped__.__self__  # type: ignore[attr-defined]
-    gradient = jax.jit(lambda params: stepper._loss_and_gradient(params, batch, jnp.ones(8), 0))
+    gradient = jax.jit(lambda params: stepper._loss_and_gradient(params, batch, jnp.ones(240), 0))
     compiled = gradient.lower(program.new_member(1).params).compile()
     return int(compiled.memory_analysis().temp_size_in_bytes)
 
@@ -42,15 +45,14 @@ def plain(dataset: Dataset) -> Program:
     return made(dataset)
 
 
-@pytest.mark.parametrize("option", ["training.micro_batch=2", "training.remat=true"])
-def test_steps_are_the_same_and_need_less_memory(
-    option: str, plain: Program, dataset: Dataset
+def test_steps_by_parts_of_a_batch_are_the_same_and_need_less_memory(
+    plain: Program, dataset: Dataset
 ) -> None:
-    program = made(dataset, option)
+    program = made(dataset, "training.micro_batch=2")
     one, two = after_some_steps(plain), after_some_steps(program)
     np.testing.assert_allclose(two.batch_losses, one.batch_losses, rtol=1e-4)
     assert np.asarray(one.batch_losses).min() > 0
-    assert memory(program) < 0.8 * memory(plain)
+    assert memory(made(dataset, "training.micro_batch=30")) < 0.2 * memory(plain)
 
 
 def test_the_last_batch_of_an_epoch_may_be_a_part_of_a_part(dataset: Dataset) -> None:
@@ -69,8 +71,9 @@ def test_mixed_precision_rounds_factors_in_steps_and_nowhere_else(
     lanes = after_some_steps(program)
     assert {leaf.dtype for leaf in jax.tree.leaves(lanes.params)} == {jnp.dtype("float32")}
     exact, rounded = (np.asarray(after_some_steps(p).batch_losses) for p in (plain, program))
-    difference = np.abs(rounded - exact) / exact
-    assert 1e-6 < difference.max() < 0.1
+    # of the first batch: from then on the parameters differ, too
+    difference = np.abs(rounded - exact)[:, 0] / exact[:, 0]
+    assert (difference > 1e-6).all() and (difference < 0.05).all()
     assert program.model == plain.model, "what is validated and exported is computed in float32"
     assert program.objective.model != plain.objective.model
     params = stack([lane(lanes, 0).params])
@@ -80,5 +83,5 @@ def test_mixed_precision_rounds_factors_in_steps_and_nowhere_else(
 
 def test_what_saves_memory_makes_no_other_ensemble_and_mixed_precision_does() -> None:
     usual = config.digest(settings())
-    assert config.digest(settings("training.micro_batch=4", "training.remat=true")) == usual
+    assert config.digest(settings("training.micro_batch=4")) == usual
     assert config.digest(settings("training.precision=mixed")) != usual

@@ -22,7 +22,6 @@ _FREE = (
     ("slurm",),
     ("training", "export_path"),
     ("training", "micro_batch"),
-    ("training", "remat"),
     ("data", "path"),
     ("data", "placement"),
     ("model", "priors", "spline_file"),

@@ -120,7 +120,6 @@ class TrainingConfig(Strict, frozen=True):
     # Frames whose gradient is worked out at once; null: a whole batch. The steps are the same up to
     # rounding, and need less memory.
     micro_batch: PositiveInt | None = None
-    remat: bool = False  # work features out again for the gradient instead of keeping them
     export_path: str | None = None  # null: exported_models in the run folder
     # Fit the priors' parameters alone (L-BFGS, the loss above) before the first stage.
     pretrain_prior: bool = False

@@ -35,11 +35,10 @@ def device() -> str:
 
 
 def devices_in_words() -> str:
-    """All devices that JAX sees, and which one of them a trainer computes on."""
-    devices = jax.devices()
+    """All devices that JAX sees; a trainer computes on all of them."""
+    devices = jax.local_devices()
     seen = ", ".join(f"{one} ({one.device_kind})" for one in devices)
-    used = "it" if len(devices) == 1 else f"{devices[0]} alone"
-    return f"JAX sees {seen}; this trainer computes on {used}"
+    return f"JAX sees {seen}" + ("" if len(devices) == 1 else ": a pack is divided among them")
 
 
 def set_precision(precision: str) -> None:

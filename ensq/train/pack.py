@@ -70,12 +70,11 @@ class Program:
         self.batch = min(config.training.batch_per_device, max(dataset.sizes))
         self.steps_per_epoch = sum(-(-size // self.batch) for size in dataset.sizes)
         self.feed = feed(dataset, self.batch, self.dtype, self.devices.everywhere)
+        mixed = config.training.precision == "mixed"
         self.objective = Objective(
             config.training.gammas,
             shares_of(dataset.real_beads, dataset.sizes),
-            self.model.for_steps(
-                mixed=config.training.precision == "mixed", remat=config.training.remat
-            ),
+            self.model.in_mixed_precision() if mixed else self.model,
             self.dtype,
         )
         self._optimizers = [

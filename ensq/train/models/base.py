@@ -65,19 +65,17 @@ class EnergyModel:
     energy_shift: tuple[float, ...]
     energy_scale: float
     train_priors: bool = False
-    remat: bool = False  # whether the network's features are worked out again for the gradient
 
     @property
     def hops(self) -> int:
         """Steps from neighbour to neighbour that a bead's energy depends on, priors apart."""
         return 0 if self.network is None else self.network.hops
 
-    def for_steps(self, *, mixed: bool, remat: bool) -> EnergyModel:
-        """The model as gradient steps compute it; a network of one's own knows no ``mixed``."""
-        network = self.network
-        if mixed and isinstance(network, Allegro):
-            network = dataclasses.replace(network, mixed=True)
-        return dataclasses.replace(self, network=network, remat=remat)
+    def in_mixed_precision(self) -> EnergyModel:
+        """The same, multiplying matrices in bfloat16; a network of one's own is left as it is."""
+        if not isinstance(self.network, Allegro):
+            return self
+        return dataclasses.replace(self, network=dataclasses.replace(self.network, mixed=True))
 
     def without_priors(self) -> EnergyModel:
         """The network alone."""
@@ -148,17 +146,8 @@ class EnergyModel:
         return jnp.where(valid, energy, 0.0)
 
     def _of_network(self, params: Params, graph: Graph) -> Float[Array, " A"]:
-        network = self.network
-        assert network is not None
-
-        def of_vectors(params: Params, vectors: Array) -> Array:
-            made: Array = network.per_bead_energy(
-                params, dataclasses.replace(graph, vectors=vectors)
-            )
-            return made
-
-        run: Any = jax.remat(of_vectors) if self.remat else of_vectors  # type: ignore[attr-defined]
-        energy = run(params["network"], graph.vectors) * self.energy_scale
+        assert self.network is not None
+        energy = self.network.per_bead_energy(params["network"], graph) * self.energy_scale
         return energy + self._shift(graph.species, energy.dtype)
 
     def _shift(self, species: Int[Array, " *beads"], dtype: Any) -> Float[Array, " *beads"]:
