@@ -169,7 +169,7 @@ def test_groups_weigh_every_force_component_alike(
     found = jax.tree.leaves(gradient_of_epoch(two, params))
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max())
-    monkeypatch.setattr(pack_module, "_shares", lambda training: [1.0] * len(training))
+    monkeypatch.setattr(pack_module, "_shares", lambda real, frames: [1.0] * len(real))
     unweighed = Program(two.config, two.dataset)
     wrong = jax.tree.leaves(gradient_of_epoch(unweighed, params))
     assert any(
