@@ -175,6 +175,7 @@ def _of_checkpoint(
         store.root / ensemble.data_path,
         digest=digests.get(path.resolve()),
         ensemble=ensemble.name,
+        cache=run.path,
         say=say,
     )
     if snapshot.result.seed not in {job.seed for job in jobs}:

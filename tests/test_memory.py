@@ -15,6 +15,7 @@ import pytest
 BEADS = 50
 FRAME_BYTES = 2 * BEADS * 3 * 4  # positions and forces
 MIB = 1024 * 1024
+LIMIT = 350 * MIB  # pieces for the device, those of a pass over the data, and the compiler
 AT_ONCE = 20_000  # frames that are generated together
 
 
@@ -64,22 +65,18 @@ def measure(path: Path, cache: Path, place: str, seconds: float) -> dict[str, An
 
 
 def test_memory_does_not_grow_with_the_set(tmp_path: Path) -> None:
-    """200 MB; on the device (the control) the same set takes more than its size, and shows it."""
+    """A set of 200 MB on the host; of one of 60 MB, all on the device, as the control."""
     frames = 200_000_000 // FRAME_BYTES
     source = generate(tmp_path / "large.npz", frames)
-    small = generate(tmp_path / "small.npz", 1000)
+    small = generate(tmp_path / "small.npz", frames * 3 // 10)
     grown = convert(source, tmp_path / "set") - convert(small, tmp_path / "small")
-    assert grown < 120 * MIB
+    assert grown < 40 * MIB
     found = measure(tmp_path / "set", tmp_path / "cache", "host", 2.0)
     assert found["frames"] == frames
     assert 0 < found["steps"] < found["steps_per_epoch"]
-    taken = found["peak"] - found["before"]
-    # again, when the first pass is remembered
-    again = measure(tmp_path / "set", tmp_path / "cache", "host", 2.0)
-    assert again["seconds_of_preparation"] < found["seconds_of_preparation"]
-    control = measure(tmp_path / "set", tmp_path / "cache", "device", 0.0)
-    assert control["peak"] - control["before"] > 3 * 200_000_000
-    assert taken < 500 * MIB < control["peak"] - control["before"]
+    assert found["peak"] - found["before"] < LIMIT
+    control = measure(tmp_path / "small", tmp_path / "cache", "device", 0.0)
+    assert control["peak"] - control["before"] > LIMIT
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ def memory(program: Program) -> int:
     """Bytes that the gradient of one batch needs beside its arguments."""
     # many frames: the features of all edges must outweigh the parameters
     batch = jax.tree.map(
-        lambda leaf: jnp.tile(leaf, (8, *[1] * (leaf.ndim - 1))), batch_of(program)
+        lambda leaf: jnp.tile(leaf, (8, *[1] * (leaf.ndim - 1))), program.dataset.training[0]
     )
     stepper = program._steps(0, 1).__wrapped__.__self__  # type: ignore[attr-defined]
     gradient = jax.jit(lambda params: stepper._loss_and_gradient(params, batch, jnp.ones(240), 0))

@@ -88,6 +88,13 @@ def dumps(index: Index) -> bytes:
     return (json.dumps(plain, indent=1, ensure_ascii=False) + "\n").encode()
 
 
+def write(path: Path, index: Index) -> str:
+    """Write the index of a set that is complete. Returns its SHA-256."""
+    digest = write_atomic(path / NAME, dumps(index))
+    write_stamps(path, index)
+    return digest
+
+
 def read(path: Path) -> Index:
     """The index of a converted set. Raises DataError."""
     file = path / NAME

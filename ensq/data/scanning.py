@@ -9,7 +9,7 @@ import numpy as np
 from ensq.data import checks, joining
 from ensq.data.kinds import KEYS, Kinds
 from ensq.data.padding import refuse_much_padding
-from ensq.data.species import species_of
+from ensq.data.species import Species, species_of
 from ensq.data.streaming import Streamed
 from ensq.data.structs import Array, Data, Part, Raw
 from ensq.data.xyz import is_xyz, refuse_single_atoms
@@ -67,6 +67,21 @@ def scan(file: Streamed) -> Scanned:
     except DataError:
         _find_wrong_species(file)
         raise
+    dtypes = {key: dtype for key in ("R", "F") if (dtype := file.dtype(key)) is not None}
+    return Scanned(
+        sizes=sizes,
+        beads=file.beads,
+        kinds=kinds,
+        row=row if same else None,
+        table=species.values[0],
+        part=_part(file, species),
+        dtypes=dtypes,
+        holds=frozenset(key for key in ("R", "F", "U", "cell") if file.dtype(key) is not None),
+    )
+
+
+def _part(file: Streamed, species: Species) -> Part:
+    """What the joining of files looks at, without the arrays that are large."""
     protein, protein_names = checks.protein_of(file.whole, file.frames)
     data = Data(
         R=np.broadcast_to(np.float32(0), (file.frames, 1, 3)),
@@ -80,17 +95,7 @@ def scan(file: Streamed) -> Scanned:
         protein=protein,
         protein_names=protein_names,
     )
-    dtypes = {key: dtype for key in ("R", "F") if (dtype := file.dtype(key)) is not None}
-    return Scanned(
-        sizes=sizes,
-        beads=file.beads,
-        kinds=kinds,
-        row=row if same else None,
-        table=species.values[0],
-        part=Part(file.path, data, species.named),
-        dtypes=dtypes,
-        holds=frozenset(key for key in ("R", "F", "U", "cell") if file.dtype(key) is not None),
-    )
+    return Part(file.path, data, species.named)
 
 
 def _length(raw: Raw, file: Streamed) -> int:

@@ -38,7 +38,7 @@ def _takes(share: Share) -> str:
     if not share.gpus:
         return "no GPU"
     return f"GPU {', '.join(share.gpus)}" + (
-        " (each of its trainings computes on the first)" if len(share.gpus) > 1 else ""
+        " (each of its packs is divided among them)" if len(share.gpus) > 1 else ""
     )
 
 

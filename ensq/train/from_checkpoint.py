@@ -37,6 +37,7 @@ def read(
     *,
     digest: str | None = None,
     ensemble: str,
+    cache: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Snapshot:
     """The member of a checkpoint file; averaged parameters if there are any.
@@ -50,6 +51,7 @@ def read(
         data_path: The run's data.
         digest: The file's SHA-256 where the queue knows it; else the file vouches for itself.
         ensemble: The run's name, for errors.
+        cache: The run's folder, which may know what a pass over large data finds.
         say: Told what happens now.
 
     Raises:
@@ -60,7 +62,7 @@ def read(
     content = _content(path, digest)
     epoch, step = _position(path, content, identity, ensemble)
     with enable_x64(config.training.precision == "float64"):
-        program = Program(config, prepare(data_path, identity.data_digest, config, say))
+        program = Program(config, prepare(data_path, identity.data_digest, config, say, cache))
         try:
             restored = checkpoint.restore(content, program.template(epoch, step), identity)
         except CheckpointError as error:
