@@ -16,7 +16,7 @@ from ensq.store.engine import Database
 from ensq.store.target import Target
 
 FOLDER = Path(__file__).parent / "golden"
-REVISIONS = ("0001", "0002")  # that were released
+REVISIONS = ("0001", "0002", "0003")  # that were released
 Tables = dict[str, list[dict[str, Any]]]
 
 

@@ -164,8 +164,18 @@ class World:
         while True:
             self.look()
             jobs = yield from self.insist(
-                lambda: host.claim(worker, limit=self.random.randint(1, 3), lease_seconds=LEASE)
+                lambda: host.claim(
+                    worker,
+                    limit=self.random.randint(1, 3),
+                    lease_seconds=LEASE,
+                    whole_pack=self.random.random() < 0.5,
+                )
             )
+            if len(jobs) == 1 and self.random.random() < 0.5:
+                (head,) = map(tools.claim_of, jobs)
+                jobs += yield from self.insist(
+                    lambda: host.claim(worker, limit=2, lease_seconds=LEASE, beside=head)
+                )
             if jobs:
                 yield from self.train(host, jobs)
             elif host.outlook().open == 0:
