@@ -172,16 +172,22 @@ class World:
                 )
             )
             if len(jobs) == 1 and self.random.random() < 0.5:
-                (head,) = map(tools.claim_of, jobs)
-                jobs += yield from self.insist(
-                    lambda: host.claim(worker, limit=2, lease_seconds=LEASE, beside=head)
-                )
+                jobs += yield from self.take_beside(host, worker, tools.claim_of(jobs[0]))
             if jobs:
                 yield from self.train(host, jobs)
             elif host.outlook().open == 0:
                 return
             else:
                 yield self.random.uniform(20, 60)
+
+    def take_beside(
+        self, host: Unsteady, worker: str, head: Claim
+    ) -> Generator[float, None, list[Job]]:
+        return (
+            yield from self.insist(
+                lambda: host.claim(worker, limit=2, lease_seconds=LEASE, beside=head)
+            )
+        )
 
     def insist(self, act: Callable[[], Any]) -> Generator[float, None, Any]:
         """Do it until it is answered, as a worker does through an outage; or die before that."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,13 @@ import pytest
 import store_tools as tools
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
-from sqlalchemy import Connection, and_, select, update
+from sqlalchemy import Connection, and_, literal, select, true, update
 from store_hosts import databases
 from store_machine import machine
 
 from ensq.jobs import Job, State
 from ensq.schema import jobs
-from ensq.store import claims, fences
+from ensq.store import claims, fences, packs
 from ensq.store.rows import to_job
 from ensq.store.watch import Watch
 
@@ -49,6 +49,7 @@ def test_store_agrees_with_the_model_on_sqlite(memory: str) -> None:
     for rule in ("record_epoch", "save", "fall_back", "adopt", "publish", "give_back", "fail"):
         # The machine got somewhere: owners wrote, and others tried to.
         assert seen[rule, "accepted"] > 0 and seen[rule, "lost"] > 0, (rule, seen)
+    assert seen["claim", "3"] > 0 and seen["claim beside", "1"] > 0, seen
 
 
 def test_store_agrees_with_the_model_on_an_upgraded_file(memory: str) -> None:
@@ -111,7 +112,7 @@ def test_machine_sees_a_claim_in_two_statements(
     seen: list[list[int]] = []
 
     def look_then_take(
-        connection: Connection, now: float, worker: str, limit: int, *other: Any
+        connection: Connection, given: dict[str, Any], *, limit: int, **other: Any
     ) -> list[Job]:
         queued = select(jobs.c.id).where(jobs.c.state == State.QUEUED.value).limit(limit)
         if seen:  # this one looked at the same time as the one before
@@ -124,14 +125,51 @@ def test_machine_sees_a_claim_in_two_statements(
             .where(jobs.c.id.in_(mine))
             .values(
                 state=State.RUNNING.value,
-                owner=worker,
+                owner=given["p_worker"],
                 attempt=jobs.c.attempt + 1,
                 lease_seconds=60.0,
             )
         )
         return [to_job(row) for row in connection.execute(take.returning(*jobs.c))]
 
-    monkeypatch.setattr(claims, "_take", look_then_take)
+    monkeypatch.setattr(packs, "take", look_then_take)
+    finds_a_violation(memory)
+
+
+@pytest.fixture
+def statements_anew() -> Iterator[Callable[[], None]]:
+    """Have the statements of claims be made again; at the end, too."""
+
+    def forget() -> None:
+        for made in (packs._take_statement, packs._beside_statement, packs._waiting_statement):
+            made.cache_clear()
+
+    forget()
+    yield forget
+    forget()
+
+
+@pytest.mark.parametrize(
+    "protection",
+    [{"_is_free": true}, {"_is_free": lambda: jobs.c.pack.is_(None)}, {"_paused": true}],
+    ids=["packs are mixed", "packs without a checkpoint are bound", "nobody is due"],
+)
+def test_machine_sees_packs_that_are_torn_or_mixed(
+    memory: str,
+    monkeypatch: pytest.MonkeyPatch,
+    statements_anew: Callable[[], None],
+    protection: dict[str, Any],
+) -> None:
+    for name, instead in protection.items():
+        monkeypatch.setattr(packs, name, instead)
+    finds_a_violation(memory)
+
+
+def test_machine_sees_shares_that_are_not_fair(
+    memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else seems to want a pack."""
+    monkeypatch.setattr(packs, "_alone_statement", lambda: select(literal(1)))
     finds_a_violation(memory)
 
 

@@ -107,29 +107,52 @@ def take_beside(
 ) -> list[Job]:
     """Take up to ``limit`` free jobs that stand where ``head`` stands, to be one pack with it.
 
-    No more than a fair share, since each worker that has but one member wants a pack as well. Jobs
-    that have one try left are not taken: see ``Policy.is_last_try``. [] if ``head`` is lost.
+    No more than ``could_join``. [] if ``head`` is lost.
     """
-    row = connection.execute(select(jobs).where(fences.held(head)).with_for_update()).one_or_none()
-    if row is None:
+    where = _place_of(connection, head, policy, lock=True)
+    wanted = min(limit, _share(connection, given, where))
+    if wanted < 1:
         return []
-    given = given | {
+    rows = connection.execute(_beside_statement(), given | where | {"p_limit": wanted})
+    taken = [to_job(row) for row in rows]
+    if taken:
+        connection.execute(update(jobs).where(fences.held(head)).values(pack=given["p_pack"]))
+    return taken
+
+
+def could_join(
+    connection: Connection, given: dict[str, Any], head: Claim, *, policy: Policy
+) -> int:
+    """How many jobs ``head`` may be joined by; 0 if it is lost, too.
+
+    A fair share, since each worker that has but one member wants a pack as well. Jobs that have
+    one try left count not: see ``Policy.is_last_try``. ``given`` are the parameters of ``times``.
+    """
+    return _share(connection, given, _place_of(connection, head, policy))
+
+
+def _share(connection: Connection, given: dict[str, Any], where: dict[str, Any]) -> int:
+    if not where:
+        return 0
+    waiting = int(connection.execute(_waiting_statement(), given | where).scalar_one())
+    alone = int(connection.execute(_alone_statement(), where).scalar_one())
+    return -(-(waiting + 1) // max(1, alone)) - 1
+
+
+def _place_of(
+    connection: Connection, head: Claim, policy: Policy, *, lock: bool = False
+) -> dict[str, Any]:
+    """Where it stands, as parameters; none if the claim is lost."""
+    query = select(jobs).where(fences.held(head))
+    row = connection.execute(query.with_for_update() if lock else query).one_or_none()
+    if row is None:
+        return {}
+    return {
         "p_ensemble": row.ensemble_id,
         "p_epoch": row.checkpoint_epoch,
         "p_step": row.checkpoint_step,
         "p_strikes": max(1, policy.strikes - 1),
     }
-    waiting = connection.execute(_waiting_statement(), given).scalar_one()
-    alone = connection.execute(_alone_statement(), given).scalar_one()
-    share = -(-(waiting + 1) // max(1, alone))
-    wanted = min(limit, share - 1)
-    if wanted < 1:
-        return []
-    rows = connection.execute(_beside_statement(), given | {"p_limit": wanted})
-    taken = [to_job(row) for row in rows]
-    if taken:
-        connection.execute(update(jobs).where(fences.held(head)).values(pack=given["p_pack"]))
-    return taken
 
 
 def _is_free() -> ColumnElement[bool]:

@@ -73,11 +73,11 @@ def judge(policy: Policy, job: Job, ending: Ending, *, progressed: bool) -> Verd
         progressed: Whether the attempt left a newer checkpoint than it began from.
     """
     counted = _count(job, ending, progressed)
+    if policy.is_last_try(counted):
+        counted = replace(counted, pack=None)
     error = _why_not_again(policy, counted, ending)
     if error is not None:
         return Verdict(job=replace(counted, state=State.FAILED, error=error), pause=0.0)
-    if policy.is_last_try(counted):
-        counted = replace(counted, pack=None)
     state = State.HELD if job.wish == "hold" else State.QUEUED
     times = {
         Outcome.FAILURE: counted.failures,

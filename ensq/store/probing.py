@@ -1,21 +1,47 @@
-"""How many members a device trains together at best: measured by one worker, known to all."""
+"""What a worker asks of the queue to find out how many members it trains together."""
 
 from __future__ import annotations
 
 import json
 import operator
+from collections.abc import Callable
 
 from sqlalchemy import Connection, delete, insert, select
 
 from ensq.errors import DatabaseError
-from ensq.jobs import Probe, ProbeKey, ProbeRow
+from ensq.jobs import Claim, Probe, ProbeKey, ProbeRow
 from ensq.schema import probes
+from ensq.store import packs
 from ensq.store.asking import Asking
+from ensq.store.engine import Database
+from ensq.store.policy import Policy
 from ensq.store.strict import made
 
 
 class Probing(Asking):
-    """The part of the store that keeps probes."""
+    """Members that could join a pack, and probes: measured by one worker, known to all."""
+
+    def __init__(
+        self,
+        database: Database,
+        clock: Callable[[], float],
+        monotonic: Callable[[], float],
+        policy: Policy,
+    ) -> None:
+        super().__init__(database, clock, monotonic)
+        self.policy = policy
+
+    def could_join(self, head: Claim) -> int:
+        """How many members a claim beside ``head`` would take: its fair share of them.
+
+        0 if ``head`` is held no more.
+        """
+
+        def work(connection: Connection) -> int:
+            given = packs.times(self._time(connection), self.policy)
+            return packs.could_join(connection, given, head, policy=self.policy)
+
+        return self._read(work)
 
     def probe(self, key: ProbeKey) -> Probe | None:
         """What was measured last for such a model and data on such a device; None if nothing."""

@@ -59,8 +59,7 @@ class Store(Probing):
         monotonic: Clock = time.monotonic,
         policy: Policy = Policy(),  # noqa: B008  (frozen)
     ) -> None:
-        super().__init__(database, clock, monotonic)
-        self.policy = policy
+        super().__init__(database, clock, monotonic, policy)
         self._watch = Watch(monotonic)
         self._handed_out: set[tuple[int, int]] = set()  # attempts that claims returned
         self._claim_unsure = False  # a claim may have been carried out without an answer

@@ -32,7 +32,7 @@ class WorkerOptions:
     url: str  # of the database
     ensemble: str | None = None  # work on this one only
     max_jobs: int | None = None  # leave after that many members
-    pack: int = 1  # members to train together
+    pack: int | None = 1  # members to train together; None: as many as helps, see packing
     drain: bool = False  # stay until every member is ended, and take over from workers that die
     lease_seconds: float = 60.0
     poll_seconds: float = 5.0  # how often to look for something to take over
