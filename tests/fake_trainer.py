@@ -9,8 +9,8 @@ exception, diverge, mismatch, data, memory, disk, forget (TrainEnded without a r
 long before the result), deaf_start (never ready), no_start (ends before Ready).
 
 "compile_seconds": so long it hears nothing before its first step.
-"platform" is what it says that it computes on ("cpu"). Its probes find that "best" (4) members train
-together at best; see ``Fake.probe`` for what they do on the way.
+"platform" is what it says that it computes on ("cpu"). Its probes find that "best" (4) members
+train together at best; see ``Fake.probe`` for what they do on the way.
 With "keeps_its_log" it does not turn to the log of each claim.
 
 Its checkpoints and results are sealed JSON files with the losses so far, under the names of the

@@ -52,3 +52,7 @@ class WorkerOptions:
     parent_fd: int | None = field(default_factory=parent_fd)
     ends_process: bool = False  # nothing is done after it: see StopSignals
     log: Callable[[str], None] = log_to_stderr
+
+    def jobs_left(self, taken: int) -> int:
+        """How many members it may still take after so many."""
+        return 2**31 - 1 if self.max_jobs is None else max(0, self.max_jobs - taken)

@@ -191,9 +191,11 @@ class Worker:
         root = RunDir(Path("/"))
         return root.relative(root.log(self.id, claim))
 
+    def _environment(self) -> dict[str, str]:
+        return child_environment(os.environ, share=self._options.share)
+
     def _headline(self) -> list[str]:
-        environment = child_environment(os.environ, share=self._options.share)
-        return headline(environment, self._stopping.limit_in_words())
+        return headline(self._environment(), self._stopping.limit_in_words())
 
     def _wait_for_work(self) -> bool:
         """Sleep until a claim may bring something; False if it can't, for all that is known."""
@@ -249,12 +251,7 @@ class Worker:
 
     def _room(self) -> int:
         """How many members may be claimed now; with ``--pack auto`` one, and others beside it."""
-        return min(self._options.pack or 1, self._left())
-
-    def _left(self) -> int:
-        """How many members this worker may still take."""
-        most = self._options.max_jobs
-        return 2**31 - 1 if most is None else max(0, most - self._taken)
+        return min(self._options.pack or 1, self._options.jobs_left(self._taken))
 
     def _train(self, jobs: list[Job]) -> None:
         ensemble = self._reach(lambda: self._ensemble(jobs[0].ensemble_id))
@@ -312,7 +309,7 @@ class Worker:
             job=jobs[0],
             worker_id=self.id,
             options=self._options,
-            room=self._left(),
+            room=self._options.jobs_left(self._taken),
             log_path=self._log_path(self._claims),
             may_probe=self._may_probe,
         )
@@ -351,9 +348,8 @@ class Worker:
                     self._child.begin_log(log_path, self._headline())
                     return self._child
                 self._child.quit(_QUIT_PATIENCE)
-            environment = child_environment(os.environ, share=self._options.share)
             self._child = TrainerChild(
-                self._options.trainer, log_path, environment, self._headline()
+                self._options.trainer, log_path, self._environment(), self._headline()
             )
         except OSError as error:
             raise DiskError(
