@@ -13,7 +13,7 @@ import pytest
 import store_tools as tools
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
-from sqlalchemy import Connection, and_, literal, select, true, update
+from sqlalchemy import Connection, and_, select, true, update
 from store_hosts import databases
 from store_machine import machine
 
@@ -162,14 +162,6 @@ def test_machine_sees_packs_that_are_torn_or_mixed(
 ) -> None:
     for name, instead in protection.items():
         monkeypatch.setattr(packs, name, instead)
-    finds_a_violation(memory)
-
-
-def test_machine_sees_shares_that_are_not_fair(
-    memory: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nobody else seems to want a pack."""
-    monkeypatch.setattr(packs, "_alone_statement", lambda: select(literal(1)))
     finds_a_violation(memory)
 
 
