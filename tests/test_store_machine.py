@@ -45,11 +45,16 @@ def run(url: str, examples: int, steps: int = 50, **other: Any) -> Counter[tuple
 
 
 def test_store_agrees_with_the_model_on_sqlite(memory: str) -> None:
-    seen = run(memory, 40)
-    for rule in ("record_epoch", "save", "fall_back", "adopt", "publish", "give_back", "fail"):
-        # The machine got somewhere: owners wrote, and others tried to.
-        assert seen[rule, "accepted"] > 0 and seen[rule, "lost"] > 0, (rule, seen)
-    assert seen["claim", "3"] > 0 and seen["claim beside", "1"] > 0, seen
+    # The machine must get somewhere: owners write, and others try to; packs are claimed.
+    writes = ("record_epoch", "save", "fall_back", "adopt", "publish", "give_back", "fail")
+    wanted = {(rule, end) for rule in writes for end in ("accepted", "lost")}
+    wanted |= {("claim", "3"), ("claim beside", "1")}
+    seen: Counter[tuple[str, str]] = Counter()
+    for _ in range(4):  # it goes by chance
+        seen += run(memory, 40)
+        if seen.keys() >= wanted:
+            break
+    assert wanted - seen.keys() == set()
 
 
 def test_store_agrees_with_the_model_on_an_upgraded_file(memory: str) -> None:
