@@ -18,6 +18,7 @@ from ensq import config as configuration
 from ensq import data
 from ensq.jobs import Job, Outcome, State
 from ensq.store import EventKind
+from ensq.worker.packing import model_digest
 
 GPU = {"platform": "gpu"}
 AUTO: dict[str, Any] = {"pack": None}
@@ -210,6 +211,38 @@ def test_after_two_crashes_its_members_are_tried_one_by_one(tmp_path: Path) -> N
     assert [job.state for job in queue.jobs] == ["done", "failed", "done", "done"]
     assert claims(queue)[:2] == [[1], [1, 2, 3, 4]]
     assert queue.events(EventKind.FAILED, queue.jobs[1])
+
+
+def test_a_pack_that_crashes_is_one_failure_of_this_host(tmp_path: Path) -> None:
+    """Not one for each member, or a worker would leave after the first."""
+    queue = Queue(tmp_path, seeds=5)
+    rule = {"do": "exit", "epoch": 1, "attempt": 1}
+    code, lines = queue.work(rule, settings=GPU, failures_in_a_row=3, **AUTO)
+    assert code == 0, lines
+    assert [job.crashes for job in queue.jobs] == [1] * 5
+
+
+# What a probe holds for
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ("training.stages.0.epochs=9", True),
+        ("optimizer.adam.lr=0.5", True),
+        ("training.batch_per_device=4", False),
+        ("training.precision=float64", False),
+        ("model.cutoff=5.0", False),
+        ("training.gammas.U=0.0", False),
+        ("training.stages.0.optimizer=adamw", False),
+    ],
+)
+def test_a_probe_holds_for_what_costs_the_same(change: str, same: bool) -> None:
+    plain, other = (
+        model_digest(configuration.dumps(configuration.parse(SETTINGS, "settings", changes)))
+        for changes in ([], [change])
+    )
+    assert (plain == other) is same
 
 
 # The real trainer

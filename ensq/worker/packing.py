@@ -23,7 +23,7 @@ from ensq.worker.options import WorkerOptions
 T = TypeVar("T")
 _GIB = 2**30
 # What the cost of a step depends on, besides the model and the data.
-_OF_TRAINING = ("batch_per_device", "precision", "gammas", "ema_decay", "stages")
+_OF_TRAINING = ("batch_per_device", "precision", "gammas", "ema_decay")
 
 
 class Reach(Protocol):
@@ -204,5 +204,6 @@ def model_digest(config: str) -> str:
     part = {
         "model": full.get("model"),
         "training": {name: training.get(name) for name in _OF_TRAINING},
+        "optimizers": [stage.get("optimizer") for stage in training.get("stages", [])],
     }
     return sha256(json.dumps(part, sort_keys=True).encode())

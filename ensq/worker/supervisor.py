@@ -320,7 +320,7 @@ class Worker:
         recorder = session.recorder
         if recorder.epochs or recorder.finished:
             self._failures.clear()
-        self._failures += [time.monotonic()] * recorder.failed
+        self._failures += [time.monotonic()] * min(1, recorder.failed)  # a pack fails together
         last = self._failures[-self._options.failures_in_a_row :]
         if len(last) < self._options.failures_in_a_row or last[-1] - last[0] > _MINUTE:
             return
