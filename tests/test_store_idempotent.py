@@ -14,7 +14,7 @@ import store_tools as tools
 
 from ensq import faults
 from ensq.errors import DatabaseAway, EnsqError, LeaseLost
-from ensq.jobs import Claim, Outcome, State
+from ensq.jobs import Claim, Outcome, Probe, ProbeKey, ProbeRow, State
 from ensq.store import Store, check
 
 Held = list[Claim]
@@ -37,6 +37,13 @@ def fail_silently(store: Store, held: Held) -> Any:
 RECORDS = [tools.record(epoch) for epoch in (1, 2, 3)]
 
 # Every writing method, by name: what is done, and again without an answer to the first time.
+PROBE = Probe(
+    key=ProbeKey(model="m", shape="s", device="d", versions="v"),
+    size=2,
+    most=4,
+    rows=(ProbeRow(members=1, seconds=0.5, bytes=None),),
+    worker="w1",
+)
 ACTS: list[tuple[str, Act]] = [
     ("add_ensemble", lambda store, held: tools.add(store, name="new", seeds=[1, 2])),
     ("add_ensemble", lambda store, held: tools.add(store, seeds=[44, 99])),
@@ -67,6 +74,7 @@ ACTS: list[tuple[str, Act]] = [
     ("hold", lambda store, held: store.hold("chignolin")),
     ("unhold", lambda store, held: store.unhold("chignolin")),
     ("drain", lambda store, held: store.drain()),
+    ("remember_probe", lambda store, held: store.remember_probe(PROBE)),
 ]  # fmt: skip
 # What comes back from people's acts says what changed, which the second time is nothing.
 ANSWERS = {"add_ensemble", "cancel", "retry", "hold", "unhold", "drain", "reap"}
@@ -91,11 +99,14 @@ def queue(store: Store) -> Held:
 def left(url: str) -> dict[str, list[dict[str, Any]]]:
     """All that is in a database but signs of life; numbers that the database gives out, by rank.
 
-    PostgreSQL skips a number where a transaction was undone.
+    PostgreSQL skips a number where a transaction was undone. Ids of packs are drawn: by the first
+    member that has each.
     """
     whole = tools.dump(url)
+    packs = [job["pack"] for job in whole["jobs"]]
     for job in whole["jobs"]:
         del job["beat"]
+        job["pack"] = None if job["pack"] is None else packs.index(job["pack"])
     for table, column in (("ensembles", "ensemble_id"), ("jobs", "job_id"), ("events", "")):
         rank = {row["id"]: number for number, row in enumerate(whole[table], start=1)}
         for row in whole[table]:
