@@ -6,6 +6,7 @@ import functools
 import inspect
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ import store_tools as tools
 
 from ensq import faults
 from ensq.errors import DatabaseAway, EnsqError, LeaseLost
-from ensq.jobs import Claim, Outcome, Probe, ProbeKey, ProbeRow, State
+from ensq.jobs import Claim, Job, Outcome, Probe, ProbeKey, ProbeRow, State
 from ensq.store import Store, check
+from ensq.store.probing import Probing
 
 Held = list[Claim]
 Act = Callable[[Store, Held], Any]
-REACHES = ["open", "close", "root", "where", "now", "outlook"]  # of Store; they write nothing
+# Of Store; they write nothing.
+REACHES = ["open", "close", "root", "where", "now", "outlook", "could_join", "probe"]
 
 
 def trained(store: Store, held: Held) -> None:
@@ -36,7 +39,6 @@ def fail_silently(store: Store, held: Held) -> Any:
 
 RECORDS = [tools.record(epoch) for epoch in (1, 2, 3)]
 
-# Every writing method, by name: what is done, and again without an answer to the first time.
 PROBE = Probe(
     key=ProbeKey(model="m", shape="s", device="d", versions="v"),
     size=2,
@@ -44,6 +46,7 @@ PROBE = Probe(
     rows=(ProbeRow(members=1, seconds=0.5, bytes=None),),
     worker="w1",
 )
+# Every writing method, by name: what is done, and again without an answer to the first time.
 ACTS: list[tuple[str, Act]] = [
     ("add_ensemble", lambda store, held: tools.add(store, name="new", seeds=[1, 2])),
     ("add_ensemble", lambda store, held: tools.add(store, seeds=[44, 99])),
@@ -118,6 +121,11 @@ def left(url: str) -> dict[str, list[dict[str, Any]]]:
     return whole
 
 
+def unnamed(answer: Any) -> Any:
+    """Without the id of its pack, if it is a job."""
+    return replace(answer, pack=None) if isinstance(answer, Job) else answer
+
+
 @pytest.fixture
 def store(engine_url: str) -> Iterator[Store]:
     with tools.open_by_hand(engine_url) as opened:
@@ -171,7 +179,7 @@ def test_lost_acknowledgement_leads_to_the_same_as_none(
     assert not drops
     assert left(engine_url) == state
     if name not in ANSWERS:
-        assert again == answer
+        assert unnamed(again) == unnamed(answer)
 
 
 @pytest.mark.parametrize("engine_url", ["sqlite"], indirect=True)
@@ -188,7 +196,7 @@ def test_act_that_gave_up_without_an_answer_may_be_done_again_later(
     again = act(store, held)
     assert without_times(left(engine_url)) == without_times(state)
     if name not in ANSWERS:
-        assert again == answer
+        assert unnamed(again) == unnamed(answer)
 
 
 def without_times(whole: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
@@ -196,7 +204,8 @@ def without_times(whole: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict
 
 
 def test_every_writing_method_is_among_the_acts() -> None:
-    methods = {name for name in vars(Store) if not name.startswith("_")}
+    own = vars(Store).keys() | vars(Probing).keys()
+    methods = {name for name in own if not name.startswith("_")}
     assert methods - set(REACHES) == {name for name, _ in ACTS}
     assert all(inspect.getdoc(getattr(Store, name)) for name in methods)
 
