@@ -101,9 +101,7 @@ class Fake:
         """Take "compile_seconds" before the first step of this process, deaf, as XLA is."""
         if not self.compiled and SETTINGS.get("compile_seconds"):
             self.tell(say.Phase(text="compiling"))
-            until = time.monotonic() + SETTINGS["compile_seconds"]
-            while time.monotonic() < until and os.getppid() != 1:
-                time.sleep(0.05)
+            be_deaf(SETTINGS["compile_seconds"])
         self.compiled = True
 
     def probe(self, command: say.Probe) -> None:
@@ -111,13 +109,10 @@ class Fake:
         self.tell(say.Phase(text="measuring"))
         if SETTINGS.get("probe_kills"):
             os.kill(os.getpid(), signal.SIGKILL)
-        until = time.monotonic() + SETTINGS.get("probe_seconds", 0.0)
-        while time.monotonic() < until and os.getppid() != 1:
-            time.sleep(0.02)
+        be_deaf(SETTINGS.get("probe_seconds", 0.0))
         sizes = [2**n for n in range(8) if 2**n <= min(command.most, SETTINGS.get("best", 4))]
         rows = tuple(say.Measured(members=n, seconds=0.1 / n, bytes=None) for n in sizes)
-        error = SETTINGS.get("probe_error")
-        self.tell(say.Probed(size=sizes[-1], rows=rows, error=error))
+        self.tell(say.Probed(size=sizes[-1], rows=rows, error=SETTINGS.get("probe_error")))
 
     def main(self) -> None:
         faulthandler.enable(all_threads=True)
@@ -148,6 +143,12 @@ class Fake:
                 self.probe(command)
             elif isinstance(command, say.Stop):
                 self.tell(say.Stopped(checkpoints={}))
+
+
+def be_deaf(seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and os.getppid() != 1:
+        time.sleep(0.02)
 
 
 def turn_to_log(path: str) -> None:

@@ -8,14 +8,25 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import store_tools as tools
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from sqlalchemy import select
-from store_hosts import HOSTS, Host, checkpoint, empty, loss, records, result, same_row
+from store_hosts import (
+    HOSTS,
+    Host,
+    all_rows,
+    checkpoint,
+    empty,
+    loss,
+    packs,
+    records,
+    result,
+    same_job,
+    same_row,
+)
 from store_model import EPOCHS, Member, Queue, Refused
 
 from ensq import migrate, schema
@@ -180,7 +191,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert [job.id for job in jobs] == expected
         self.seen["claim beside" if "beside" in how else "claim", str(len(jobs))] += 1
         for job in jobs:
-            self.compare(job.id, job)
+            same_job(job, self.model.members[job.id - 1])
         self.claims += [tools.claim_of(job) for job in jobs]
 
     @rule(name=st.sampled_from(HOSTS), twice=TWICE)
@@ -381,14 +392,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def agrees(self) -> None:
-        with self.shared[0].read() as connection:
-            rows = connection.execute(select(schema.jobs).order_by(schema.jobs.c.id)).all()
-            tries = connection.execute(
-                select(schema.attempts).order_by(schema.attempts.c.job_id, schema.attempts.c.number)
-            ).all()
-            losses = connection.execute(
-                select(schema.epochs).order_by(schema.epochs.c.job_id, schema.epochs.c.epoch)
-            ).all()
+        rows, tries, losses = all_rows(self.shared[0])
         assert len(rows) == len(self.model.members)
         # The ids are drawn: what counts is who shares one.
         assert packs([row.pack for row in rows]) == packs([m.pack for m in self.model.members])
@@ -404,16 +408,6 @@ class StoreMachine(RuleBasedStateMachine):
                 self.done[member.id] = row.result_digest
             if row.state == State.RUNNING:
                 assert row.owner in self.host_of and row.lease_seconds == LEASE
-
-    def compare(self, job_id: int, job: Any) -> None:
-        member = self.model.members[job_id - 1]
-        assert (job.attempt, job.owner, job.epoch) == (member.attempt, member.owner, member.epoch)
-        assert (job.checkpoint, job.previous_checkpoint) == (member.checkpoint, member.previous)
-
-
-def packs(ids: Sequence[object]) -> list[int | None]:
-    """For each member the first one of its pack; None without one."""
-    return [None if one is None else ids.index(one) for one in ids]
 
 
 def machine(opened: list[Database]) -> type[StoreMachine]:

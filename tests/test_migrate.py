@@ -155,38 +155,13 @@ def test_golden_rows_survive_the_upgrade(old: str, revision: str) -> None:
     assert check(old) == []
     wanted = golden.golden_rows(revision)
     if revision == "0001":
-        as_of_0002(wanted)
+        golden.as_of_0002(wanted)
     if revision < "0003":
-        as_of_0003(wanted)
+        golden.as_of_0003(wanted)
     wanted["jobs"] = [job | {"pack": None} for job in wanted["jobs"]]
     wanted["probes"] = []
     assert found.pop("alembic_version") == [{"version_num": schema.REVISION}]
     assert found == wanted
-
-
-def as_of_0002(wanted: golden.Tables) -> None:
-    for job in wanted["jobs"]:
-        running = job.pop("lease_until") is not None
-        losses = {41: 1, 48: 2, 49: 1}.get(job["seed"], 0)
-        job |= {
-            "lease_seconds": 60.0 if running else None,
-            "losses": losses,
-            "interruptions": job["interruptions"] - losses,
-            **dict.fromkeys(("beat", "not_before", "strikes", "stalls"), 0),
-            "wish": None,
-        }
-    for attempt in wanted["attempts"]:
-        ended = attempt["outcome"] is not None
-        attempt |= {"start_step": 0, "end_step": 0 if ended else None, "log_tail": None}
-    for worker in wanted["workers"]:
-        worker |= {"lock_byte": None, "drain": 0}
-
-
-def as_of_0003(wanted: golden.Tables) -> None:
-    for worker in wanted["workers"]:
-        names = ("cluster", "job_id", "step", "proc", "restarts", "node")
-        worker |= {f"slurm_{name}": None for name in names}
-    wanted |= {"slurm_clusters": [], "slurm_jobs": []}
 
 
 @pytest.mark.parametrize("revision", ["0001"], indirect=True)
