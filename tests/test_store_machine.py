@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 import store_tools as tools
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
-from sqlalchemy import Connection, and_, select, true, update
+from sqlalchemy import Connection, and_, select, update
 from store_hosts import databases
 from store_machine import machine
 
@@ -142,31 +142,20 @@ def test_machine_sees_a_claim_in_two_statements(
 
 
 @pytest.fixture
-def statements_anew() -> Iterator[Callable[[], None]]:
-    """Have the statements of claims be made again; at the end, too."""
-
-    def forget() -> None:
-        for made in (packs._take_statement, packs._beside_statement, packs._waiting_statement):
-            made.cache_clear()
-
-    forget()
-    yield forget
-    forget()
+def statements_anew() -> Iterator[None]:
+    """Statements of claims are made again, also afterwards."""
+    made = (packs._take_statement, packs._beside_statement, packs._waiting_statement)
+    for statement in made:
+        statement.cache_clear()
+    yield
+    for statement in made:
+        statement.cache_clear()
 
 
-@pytest.mark.parametrize(
-    "protection",
-    [{"_is_free": true}, {"_is_free": lambda: jobs.c.pack.is_(None)}, {"_paused": true}],
-    ids=["packs are mixed", "packs without a checkpoint are bound", "nobody is due"],
-)
-def test_machine_sees_packs_that_are_torn_or_mixed(
-    memory: str,
-    monkeypatch: pytest.MonkeyPatch,
-    statements_anew: Callable[[], None],
-    protection: dict[str, Any],
+def test_machine_sees_packs_that_are_bound_from_the_start(
+    memory: str, monkeypatch: pytest.MonkeyPatch, statements_anew: None
 ) -> None:
-    for name, instead in protection.items():
-        monkeypatch.setattr(packs, name, instead)
+    monkeypatch.setattr(packs, "_is_free", lambda: jobs.c.pack.is_(None))
     finds_a_violation(memory)
 
 
