@@ -141,20 +141,10 @@ def test_machine_sees_a_claim_in_two_statements(
     finds_a_violation(memory)
 
 
-@pytest.fixture
-def statements_anew() -> Iterator[None]:
-    """Statements of claims are made again, also afterwards."""
-    made = (packs._take_statement, packs._beside_statement, packs._waiting_statement)
-    for statement in made:
-        statement.cache_clear()
-    yield
-    for statement in made:
-        statement.cache_clear()
-
-
 def test_machine_sees_packs_that_are_bound_from_the_start(
-    memory: str, monkeypatch: pytest.MonkeyPatch, statements_anew: None
+    memory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(packs, "_take_statement", packs._take_statement.__wrapped__)
     monkeypatch.setattr(packs, "_is_free", lambda: jobs.c.pack.is_(None))
     finds_a_violation(memory)
 
