@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from hashlib import sha256
 
 
 class State(StrEnum):
@@ -85,6 +86,7 @@ class Job:
     beat: int  # counts the owner's signs of life; leases are judged by its changes, not by clocks
     not_before: float  # back-off: not claimed before this time (seconds since 1970); 0 for none
     wish: str | None  # what a person wants of a running job: 'hold'
+    pack: str | None = None  # the members that it trains with, or last did, have the same
     epochs: int  # epochs in all
     epoch: int  # epochs completed and recorded
     train_loss: float | None
@@ -209,3 +211,38 @@ class Claim:
     job_id: int
     attempt: int
     owner: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeKey:
+    """What the best size of a pack depends on."""
+
+    model: str  # digest of what decides the work of a step
+    shape: str  # of the data, in words
+    device: str  # its kind and memory
+    versions: str  # of JAX and of the packages around it
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over all of it."""
+        return sha256(repr(tuple(vars(self).values())).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeRow:
+    """What a pack of one size took."""
+
+    members: int
+    seconds: float  # per step and member
+    bytes: int | None  # of the device's memory at its peak; None if the device does not say
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """Measured: how many members train together at best."""
+
+    key: ProbeKey
+    size: int
+    most: int  # members that there were; more were not tried
+    rows: tuple[ProbeRow, ...]
+    worker: str  # id of the one that measured

@@ -26,7 +26,7 @@ from sqlalchemy import (
 from ensq.jobs import State
 
 # Four digits that count up, so that older and newer can be told apart without Alembic.
-REVISION = "0003"
+REVISION = "0004"
 
 metadata = MetaData(
     naming_convention={
@@ -101,6 +101,9 @@ jobs = Table(
     Column("beat", Integer, nullable=False, server_default="0"),
     Column("not_before", Float(53), nullable=False, server_default="0"),
     Column("wish", Text),
+    # The claim of several members that it was last part of: with its checkpoint it goes on with
+    # those only, since the bits of a training depend on who trains together.
+    Column("pack", Text),
     Column("epochs", Integer, nullable=False),
     Column("epoch", Integer, nullable=False),
     Column("train_loss", Float(53)),
@@ -223,6 +226,23 @@ slurm_jobs = Table(
     Column("node", Text),
     Column("submitted_at", Float(53)),
     Column("seen_at", Float(53), nullable=False),
+)
+
+# How many members a device trains together at best, as it was measured; see ensq.worker.packing.
+probes = Table(
+    "probes",
+    metadata,
+    Column("key", Text, primary_key=True),  # SHA-256 of the four parts that follow
+    Column("model", Text, nullable=False),  # digest of what decides the work of a step
+    Column("shape", Text, nullable=False),  # of the data
+    Column("device", Text, nullable=False),
+    Column("versions", Text, nullable=False),
+    Column("size", Integer, nullable=False),
+    Column("most", Integer, nullable=False),  # members there were: more were not tried
+    Column("rows", Text, nullable=False),  # JSON: members, seconds per member-step, bytes
+    Column("worker", Text, nullable=False),
+    Column("made_at", Float(53), nullable=False),
+    CheckConstraint("size BETWEEN 1 AND most", name="size"),
 )
 
 # What every ensq database has had and will have: how one of ensq's is told from a stranger's.

@@ -101,7 +101,10 @@ def members_open(jobs: Sequence[Job]) -> int:
 
 def workers_needed(open_members: int, settings: SlurmConfig, here_already: int) -> int:
     """Elements of an array that find something to do, beside those that are there already."""
-    each = settings.pack * settings.workers_per_gpu
+    # How many train together with `auto` shows on the device; workers that then find nothing to
+    # claim leave at once.
+    pack = 1 if settings.pack == "auto" else settings.pack
+    each = pack * settings.workers_per_gpu
     wanted = math.ceil(open_members / each)
     if settings.workers is not None:
         wanted = min(wanted, settings.workers)

@@ -9,6 +9,8 @@ exception, diverge, mismatch, data, memory, disk, forget (TrainEnded without a r
 long before the result), deaf_start (never ready), no_start (ends before Ready).
 
 "compile_seconds": so long it hears nothing before its first step.
+"platform" is what it says that it computes on ("cpu"). Its probes find that "best" (4) members
+train together at best; see ``Fake.probe`` for what they do on the way.
 With "keeps_its_log" it does not turn to the log of each claim.
 
 Its checkpoints and results are sealed JSON files with the losses so far, under the names of the
@@ -99,10 +101,18 @@ class Fake:
         """Take "compile_seconds" before the first step of this process, deaf, as XLA is."""
         if not self.compiled and SETTINGS.get("compile_seconds"):
             self.tell(say.Phase(text="compiling"))
-            until = time.monotonic() + SETTINGS["compile_seconds"]
-            while time.monotonic() < until and os.getppid() != 1:
-                time.sleep(0.05)
+            be_deaf(SETTINGS["compile_seconds"])
         self.compiled = True
+
+    def probe(self, command: say.Probe) -> None:
+        """Measure for "probe_seconds", or die of it with "probe_kills"."""
+        self.tell(say.Phase(text="measuring"))
+        if SETTINGS.get("probe_kills"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        be_deaf(SETTINGS.get("probe_seconds", 0.0))
+        sizes = [2**n for n in range(8) if 2**n <= min(command.most, SETTINGS.get("best", 4))]
+        rows = tuple(say.Measured(members=n, seconds=0.1 / n, bytes=None) for n in sizes)
+        self.tell(say.Probed(size=sizes[-1], rows=rows, error=SETTINGS.get("probe_error")))
 
     def main(self) -> None:
         faulthandler.enable(all_threads=True)
@@ -115,7 +125,8 @@ class Fake:
             while True:
                 self.listen(10.0)
                 self.commands.clear()
-        self.tell(say.Ready(pid=os.getpid(), device="fake", versions={"fake": "1"}))
+        device = {"device": "fake", "platform": SETTINGS.get("platform", "cpu"), "memory": None}
+        self.tell(say.Ready(pid=os.getpid(), versions={"fake": "1"}, **device))
         faults.point("trainer.ready")
         while True:
             self.listen(3600.0)
@@ -125,8 +136,19 @@ class Fake:
             if isinstance(command, say.Train):
                 turn_to_log(command.log)
                 Training(self, command).run()
+            elif isinstance(command, say.Prepare):
+                turn_to_log(command.log)
+                self.tell(say.Prepared(shape=SETTINGS.get("shape", "40 x 6 x 5")))
+            elif isinstance(command, say.Probe):
+                self.probe(command)
             elif isinstance(command, say.Stop):
                 self.tell(say.Stopped(checkpoints={}))
+
+
+def be_deaf(seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and os.getppid() != 1:
+        time.sleep(0.02)
 
 
 def turn_to_log(path: str) -> None:

@@ -16,7 +16,7 @@ from ensq.store.engine import Database
 from ensq.store.target import Target
 
 FOLDER = Path(__file__).parent / "golden"
-REVISIONS = ("0001", "0002")  # that were released
+REVISIONS = ("0001", "0002", "0003")  # that were released
 Tables = dict[str, list[dict[str, Any]]]
 
 
@@ -26,6 +26,33 @@ def golden_rows(revision: str) -> Tables:
     assert whole["revision"] == revision
     tables: Tables = whole["tables"]
     return tables
+
+
+def as_of_0002(wanted: Tables) -> None:
+    """Make the rows of 0001 what the upgrade makes of them."""
+    for job in wanted["jobs"]:
+        running = job.pop("lease_until") is not None
+        losses = {41: 1, 48: 2, 49: 1}.get(job["seed"], 0)
+        job |= {
+            "lease_seconds": 60.0 if running else None,
+            "losses": losses,
+            "interruptions": job["interruptions"] - losses,
+            **dict.fromkeys(("beat", "not_before", "strikes", "stalls"), 0),
+            "wish": None,
+        }
+    for attempt in wanted["attempts"]:
+        ended = attempt["outcome"] is not None
+        attempt |= {"start_step": 0, "end_step": 0 if ended else None, "log_tail": None}
+    for worker in wanted["workers"]:
+        worker |= {"lock_byte": None, "drain": 0}
+
+
+def as_of_0003(wanted: Tables) -> None:
+    """The same from 0002 on."""
+    for worker in wanted["workers"]:
+        names = ("cluster", "job_id", "step", "proc", "restarts", "node")
+        worker |= {f"slurm_{name}": None for name in names}
+    wanted |= {"slurm_clusters": [], "slurm_jobs": []}
 
 
 def place(request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import store_tools as tools
-from sqlalchemy import Connection, delete, text
+from sqlalchemy import Connection, delete, select, text
 from store_model import COUNTS, Member
 
 from ensq import schema
-from ensq.jobs import Checkpoint, EpochRecord, Result, WorkerInfo
+from ensq.jobs import Checkpoint, EpochRecord, Job, Result, WorkerInfo
 from ensq.store.engine import Database
 from ensq.store.target import Target
 
@@ -91,3 +91,23 @@ def same_row(row: Any, member: Member) -> None:
         assert (path, *place) == wanted
     if member.losses:
         assert row.val_loss == member.losses[-1][0]
+
+
+def same_job(job: Job, member: Member) -> None:
+    """That a claim's answer says what the model does."""
+    assert (job.attempt, job.owner, job.epoch) == (member.attempt, member.owner, member.epoch)
+    assert (job.checkpoint, job.previous_checkpoint) == (member.checkpoint, member.previous)
+
+
+def all_rows(database: Database) -> list[Sequence[Any]]:
+    """The rows of jobs, attempts and epochs, in order."""
+    with database.read() as connection:
+        return [
+            connection.execute(select(table).order_by(*table.primary_key)).all()
+            for table in (schema.jobs, schema.attempts, schema.epochs)
+        ]
+
+
+def packs(ids: Sequence[object]) -> list[int | None]:
+    """For each member the first one of its pack; None without one."""
+    return [None if one is None else ids.index(one) for one in ids]

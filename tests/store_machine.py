@@ -14,8 +14,19 @@ from typing import Any, ClassVar
 import store_tools as tools
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from sqlalchemy import select
-from store_hosts import HOSTS, Host, checkpoint, empty, loss, records, result, same_row
+from store_hosts import (
+    HOSTS,
+    Host,
+    all_rows,
+    checkpoint,
+    empty,
+    loss,
+    packs,
+    records,
+    result,
+    same_job,
+    same_row,
+)
 from store_model import EPOCHS, Member, Queue, Refused
 
 from ensq import migrate, schema
@@ -147,19 +158,40 @@ class StoreMachine(RuleBasedStateMachine):
 
     # Workers, alive
 
-    @rule(name=st.sampled_from(HOSTS), limit=st.integers(1, 3), twice=TWICE)
-    def claim(self, name: str, limit: int, twice: bool) -> None:
+    @rule(name=st.sampled_from(HOSTS), limit=st.integers(1, 3), twice=TWICE, whole=YES_OR_NO)
+    def claim(self, name: str, limit: int, twice: bool, whole: bool = False) -> None:
+        self.take(
+            name, twice, lambda worker: self.model.claim(worker, limit, whole),
+            limit=limit, whole_pack=whole,
+        )  # fmt: skip
+
+    @has_claims
+    @rule(which=WHICH, limit=st.integers(1, 3), twice=TWICE)
+    def claim_beside(self, which: Which, limit: int, twice: bool) -> None:
+        """A worker that holds a member, or thinks so, takes more to train with it."""
+        head = self.a_claim(which)
+        name = head.owner[0]
+        if self.hosts[name].worker != head.owner:
+            return
+        self.take(
+            name, twice, lambda worker: self.model.claim_beside(worker, head, limit),
+            limit=limit, beside=head,
+        )  # fmt: skip
+
+    def take(self, name: str, twice: bool, wanted: Callable[[str], list[int]], **how: Any) -> None:
         host = self.hosts[name]
         self.model.reap(name)
-        expected = self.model.claim(host.worker, limit)
+        expected = wanted(host.worker)
         if twice and not expected:
             self.model.reap(name)
+            expected = wanted(host.worker)
         host.twice = twice
-        jobs = host.claim(host.worker, limit=limit, lease_seconds=LEASE)
+        jobs = host.claim(host.worker, lease_seconds=LEASE, **how)
         host.twice = False
         assert [job.id for job in jobs] == expected
+        self.seen["claim beside" if "beside" in how else "claim", str(len(jobs))] += 1
         for job in jobs:
-            self.compare(job.id, job)
+            same_job(job, self.model.members[job.id - 1])
         self.claims += [tools.claim_of(job) for job in jobs]
 
     @rule(name=st.sampled_from(HOSTS), twice=TWICE)
@@ -360,15 +392,10 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def agrees(self) -> None:
-        with self.shared[0].read() as connection:
-            rows = connection.execute(select(schema.jobs).order_by(schema.jobs.c.id)).all()
-            tries = connection.execute(
-                select(schema.attempts).order_by(schema.attempts.c.job_id, schema.attempts.c.number)
-            ).all()
-            losses = connection.execute(
-                select(schema.epochs).order_by(schema.epochs.c.job_id, schema.epochs.c.epoch)
-            ).all()
+        rows, tries, losses = all_rows(self.shared[0])
         assert len(rows) == len(self.model.members)
+        # The ids are drawn: what counts is who shares one.
+        assert packs([row.pack for row in rows]) == packs([m.pack for m in self.model.members])
         for row, member in zip(rows, self.model.members, strict=True):
             same_row(row, member)
             mine = [(one.worker_id, one.outcome) for one in tries if one.job_id == member.id]
@@ -381,11 +408,6 @@ class StoreMachine(RuleBasedStateMachine):
                 self.done[member.id] = row.result_digest
             if row.state == State.RUNNING:
                 assert row.owner in self.host_of and row.lease_seconds == LEASE
-
-    def compare(self, job_id: int, job: Any) -> None:
-        member = self.model.members[job_id - 1]
-        assert (job.attempt, job.owner, job.epoch) == (member.attempt, member.owner, member.epoch)
-        assert (job.checkpoint, job.previous_checkpoint) == (member.checkpoint, member.previous)
 
 
 def machine(opened: list[Database]) -> type[StoreMachine]:

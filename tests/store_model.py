@@ -6,6 +6,7 @@ tried again without a pause here (``store_tools.AT_ONCE``).
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -50,6 +51,7 @@ class Member:
     state: State = State.QUEUED
     owner: str | None = None
     wish: str | None = None
+    pack: int | None = None  # number of the claim of several that it was last part of
     losses: list[tuple[float, int]] = field(default_factory=list)  # and by which attempt
     checkpoint: Checkpoint | None = None
     previous: Checkpoint | None = None
@@ -65,6 +67,11 @@ class Member:
     @property
     def attempt(self) -> int:
         return len(self.tries)
+
+    @property
+    def bound(self) -> bool:
+        """Whether it goes on with those of its pack only."""
+        return self.pack is not None and self.checkpoint is not None
 
     def leave(self, state: State, outcome: Outcome) -> None:
         self.state, self.owner, self.wish = state, None, None
@@ -90,6 +97,8 @@ class Member:
         if outcome is Outcome.INTERRUPTED:
             counts["stalls"] += not (asked or progressed)
             failed = counts["stalls"] >= BUDGET
+        if counts["strikes"] >= BUDGET - 1:
+            self.pack = None
         state = State.HELD if self.wish else State.QUEUED
         self.leave(State.FAILED if failed else state, outcome)
 
@@ -104,6 +113,7 @@ class Queue:
     gone: set[str] = field(default_factory=set)  # workers that ended, or whose process is gone
     drained: set[str] = field(default_factory=set)
     looks: dict[str, dict[tuple[int, int], tuple[int, float]]] = field(default_factory=dict)
+    packs: int = 0
 
     def of(self, ensemble: str, seeds: Iterable[int] | None = None) -> list[Member]:
         mine = [member for member in self.members if member.ensemble == ensemble]
@@ -188,22 +198,55 @@ class Queue:
         self.looks[observer] = looks
         return lost
 
-    def claim(self, worker: str, limit: int) -> list[int]:
+    def claim(self, worker: str, limit: int, whole: bool = False) -> list[int]:
         queued = [member for member in self.members if member.state is State.QUEUED]
         order = {name: number for number, name in enumerate(self.ensembles)}
         queued.sort(key=lambda m: (order[m.ensemble], [-n for n in place(m.checkpoint)], m.id))
-        pack = [
+        if not queued:
+            return []
+        head = queued[0]
+        there = self.there(head)
+        if head.bound:
+            pack = [member for member in there if member.pack == head.pack]
+            pack = pack if whole else pack[:limit]
+        else:
+            pack = [member for member in there if not member.bound][:limit]
+        return self.hand_out(worker, pack, pack if len(pack) > 1 else [])
+
+    def claim_beside(self, worker: str, claim: Claim, limit: int) -> list[int]:
+        """Take members that stand where that claim does, but no more than a fair share."""
+        head = self.held(claim)
+        if head is None:
+            return []
+        free = [m for m in self.there(head) if not m.bound and m.counts["strikes"] < BUDGET - 1]
+        alone = {
+            member.owner
+            for member in self.of(head.ensemble)
+            if member.state is State.RUNNING and member.pack is None
+        }
+        share = math.ceil((len(free) + 1) / max(1, len(alone)))
+        pack = free[: min(limit, share - 1)]
+        return self.hand_out(worker, pack, [head, *pack] if pack else [])
+
+    def there(self, head: Member) -> list[Member]:
+        """The queued members at a member's place."""
+        return [
             member
-            for member in queued
-            if (member.ensemble, place(member.checkpoint))
-            == (queued[0].ensemble, place(queued[0].checkpoint))
-        ][:limit]
-        for member in pack:
+            for member in self.of(head.ensemble)
+            if member.state is State.QUEUED and place(member.checkpoint) == place(head.checkpoint)
+        ]
+
+    def hand_out(self, worker: str, taken: list[Member], packed: list[Member]) -> list[int]:
+        self.packs += 1
+        for member in taken:
             member.state, member.owner, member.wish = State.RUNNING, worker, None
+            member.pack = None
             member.signs += 1
             del member.losses[place(member.checkpoint)[0] :]
             member.tries.append(Try(worker, place(member.checkpoint)))
-        return [member.id for member in pack]
+        for member in packed:
+            member.pack = self.packs
+        return [member.id for member in taken]
 
     def renew(self, claims: Iterable[Claim]) -> list[Claim]:
         still = []

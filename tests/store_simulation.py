@@ -164,14 +164,30 @@ class World:
         while True:
             self.look()
             jobs = yield from self.insist(
-                lambda: host.claim(worker, limit=self.random.randint(1, 3), lease_seconds=LEASE)
+                lambda: host.claim(
+                    worker,
+                    limit=self.random.randint(1, 3),
+                    lease_seconds=LEASE,
+                    whole_pack=self.random.random() < 0.5,
+                )
             )
+            if len(jobs) == 1 and self.random.random() < 0.5:
+                jobs += yield from self.take_beside(host, worker, tools.claim_of(jobs[0]))
             if jobs:
                 yield from self.train(host, jobs)
             elif host.outlook().open == 0:
                 return
             else:
                 yield self.random.uniform(20, 60)
+
+    def take_beside(
+        self, host: Unsteady, worker: str, head: Claim
+    ) -> Generator[float, None, list[Job]]:
+        return (
+            yield from self.insist(
+                lambda: host.claim(worker, limit=2, lease_seconds=LEASE, beside=head)
+            )
+        )
 
     def insist(self, act: Callable[[], Any]) -> Generator[float, None, Any]:
         """Do it until it is answered, as a worker does through an outage; or die before that."""

@@ -82,7 +82,7 @@ def test_worker_outside_slurm_has_none(engine_url: str) -> None:
         assert evidence.run_of(store.workers(["w1"])["w1"], [said()]) is None
 
 
-@pytest.mark.parametrize("revision", golden.REVISIONS)
+@pytest.mark.parametrize("revision", [one for one in golden.REVISIONS if one < "0003"])
 @pytest.mark.parametrize("place", ["sqlite", "postgresql"], indirect=True)
 def test_worker_of_before_the_upgrade_goes_on(place: str, revision: str) -> None:
     """It is known by its label alone."""

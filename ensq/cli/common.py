@@ -17,6 +17,29 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_DB = "ensq.db"
+AUTO = "auto"
+
+
+def pack_size(text: str) -> int | str:
+    """How many members train together: a number from 1, or ``auto``."""
+    if text == AUTO:
+        return AUTO
+    if not (text.isascii() and text.isdecimal() and int(text) >= 1):
+        raise click.BadParameter(f"{text!r} is neither a number from 1 on nor {AUTO}")
+    return int(text)
+
+
+def pack_option(command: F) -> F:
+    """``--pack``."""
+    return click.option(
+        "--pack",
+        type=pack_size,
+        default=AUTO,
+        show_default=True,
+        metavar="N|auto",
+        help="Members that a worker trains together as one program. auto: on a GPU as many as "
+        "help, which is measured once; on a CPU 1, since a trainer there has one thread.",
+    )(command)
 
 
 def database(command: F) -> F:

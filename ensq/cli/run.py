@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 import click
 
 from ensq.cli.common import (
+    AUTO,
     as_json,
     database,
     enqueue_options,
     finalize_options,
     overrides_of,
+    pack_option,
     url_of,
 )
 
@@ -29,13 +31,7 @@ if TYPE_CHECKING:
 @click.argument("config", type=click.Path(path_type=Path))
 @enqueue_options
 @click.option("--workers", type=click.IntRange(1), help="Local workers. Default: one per core.")
-@click.option(
-    "--pack",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    help="Members that a worker trains together; pays on a GPU.",
-)
+@pack_option
 @finalize_options
 @as_json
 @database
@@ -46,7 +42,7 @@ def run(
     n_models: int | None,
     overrides: tuple[str, ...],
     workers: int | None,
-    pack: int,
+    pack: int | str,
     export_dir: str | None,
     allow_missing: bool,
     json_: bool,
@@ -87,7 +83,7 @@ def run(
 
 
 def _train(
-    store: Store, ensemble: Ensemble, url: str, workers: int | None, pack: int, json_: bool
+    store: Store, ensemble: Ensemble, url: str, workers: int | None, pack: int | str, json_: bool
 ) -> int | None:
     """Train what is left with local workers; None if nothing was."""
     from ensq.errors import EXIT_INTERRUPTED, EXIT_OK
@@ -99,7 +95,7 @@ def _train(
     left = [job for job in store.jobs(ensemble.id) if job.state not in TERMINAL]
     if not left:
         return None
-    count = workers or number_of_workers(len(left), pack=pack)
+    count = workers or number_of_workers(len(left), pack=1 if pack == AUTO else int(pack))
     folder = RunDir.of(store.root, ensemble.run_path)
     noun = "worker" if count == 1 else "workers"
     click.echo(

@@ -74,6 +74,11 @@ class _View:
         self.notes = [event for event in store.events_of(job.id) if event.kind.value in _NOTES]
         self.run_folder = store.root / self.ensemble.run_path
         self.now = store.now()
+        self.pack = [
+            other
+            for other in store.jobs(job.ensemble_id)
+            if job.pack is not None and other.pack == job.pack and other.state == job.state
+        ]
 
     def lines(self) -> list[str]:
         from ensq.progress import member_line, printable
@@ -99,6 +104,8 @@ class _View:
         wait = job.not_before - self.now
         if job.state.value == "queued" and wait > 0:
             counts += f"; pauses for {wait:.0f} s"
+        if len(self.pack) > 1 and job.state.value == "running":
+            counts += f"; one of {len(self.pack)} that train together"
         return counts + ("; to be held" if job.wish == "hold" else "")
 
     def _places(self) -> list[str]:

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ensq.cli.common import as_json, database, db_hint, enqueue_options, overrides_of, url_of
+from ensq.cli.common import (
+    as_json,
+    database,
+    db_hint,
+    enqueue_options,
+    overrides_of,
+    pack_size,
+    url_of,
+)
 
 if TYPE_CHECKING:
     from ensq.config.slurm import SlurmConfig
@@ -26,7 +34,7 @@ _FLAGS = (
     ("--cpus", click.IntRange(1), "N", "CPUs of a worker."),
     ("--memory", str, "SIZE", "Memory of a job, as in 16G."),
     ("--workers-per-gpu", click.IntRange(1, 64), "N", "Workers that share a GPU."),
-    ("--pack", click.IntRange(1), "N", "Members that a worker trains together."),
+    ("--pack", pack_size, "N|auto", "Members that a worker trains together."),
 )
 
 

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import click
 
-from ensq.cli.common import database, url_of
+from ensq.cli.common import AUTO, database, pack_option, url_of
 
 
 @click.command()
 @click.option("--name", help="Work on this ensemble only.")
 @click.option("--max-jobs", type=click.IntRange(1), help="Leave after that many members.")
-@click.option(
-    "--pack",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    help="Members to train together as one program; pays on a GPU.",
-)
+@pack_option
 @click.option(
     "--share",
     type=click.IntRange(1),
@@ -47,7 +41,7 @@ def worker(
     db: str | None,
     name: str | None,
     max_jobs: int | None,
-    pack: int,
+    pack: int | str,
     share: int,
     drain: bool,
     lease: float,
@@ -67,7 +61,7 @@ def worker(
             url=url_of(db),
             ensemble=name,
             max_jobs=max_jobs,
-            pack=pack,
+            pack=None if pack == AUTO else int(pack),
             share=share,
             drain=drain,
             lease_seconds=lease,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -41,7 +41,7 @@ class SlurmConfig(Strict, frozen=True):
     memory: str | None = None  # of an element of the array, as in 16G
     workers: PositiveInt | None = None  # at most; null: one for each open member
     workers_per_gpu: Annotated[int, Meta(ge=1, le=64)] = 1
-    pack: PositiveInt = 1  # members that a worker trains together
+    pack: PositiveInt | Literal["auto"] = "auto"  # members that a worker trains together
     modules: tuple[str, ...] = ()
     setup: tuple[str, ...] = ()  # lines of shell
     environment: dict[str, str | int | float] = msgspec.field(default_factory=dict)

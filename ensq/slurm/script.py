@@ -35,7 +35,7 @@ class JobPlan:
     cpus: int | None = None
     memory: str | None = None
     workers_per_gpu: int = 1
-    pack: int = 1
+    pack: int | str = "auto"
     modules: tuple[str, ...] = ()
     setup: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -139,7 +139,7 @@ def _worker(plan: JobPlan) -> str:
     if plan.cpus is not None:  # since 22.05 srun does not take it over from sbatch
         srun.append(f"--cpus-per-task={plan.cpus}")
     options = [f"--name {plan.ensemble}"]
-    if plan.pack > 1:
+    if plan.pack != "auto":  # which is what workers do unless told otherwise
         options.append(f"--pack {plan.pack}")
     if plan.workers_per_gpu > 1:
         options.append(f"--share {plan.workers_per_gpu}")

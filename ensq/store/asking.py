@@ -32,6 +32,14 @@ class Asking(Reader):
         self._turns = evidence.Turns(monotonic)
         self._prompt: Database | None = None
 
+    def now(self) -> float:
+        """This host's time: seconds since 1970."""
+        return self.clock()
+
+    def _write(self, work: Callable[[Connection, float], T]) -> T:
+        """Run a transaction that writes, with the time that counts for it."""
+        return self._database.run(lambda connection: work(connection, self._time(connection)))
+
     def close(self) -> None:
         """Close the connection that is used for this alone."""
         if self._prompt is not None:

@@ -2,63 +2,30 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Executable,
-    Float,
-    Integer,
-    and_,
-    bindparam,
-    delete,
-    insert,
-    select,
-    update,
-)
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from ensq.errors import EnsqError
 from ensq.jobs import Claim, Job, State, WorkerInfo
-from ensq.schema import attempts, ensembles, epochs, jobs, workers
-from ensq.store import fences, history
+from ensq.schema import attempts, epochs, jobs, workers
+from ensq.store import fences, history, packs
 from ensq.store.ensembles import require
 from ensq.store.policy import Policy
 from ensq.store.rows import to_job
 from ensq.store.values import EventKind, Renewal
 
-_QUEUED = State.QUEUED.value
 _RUNNING = State.RUNNING.value
 
-
-# Statements of every claim are made once, with names for what changes: building them anew, and
-# finding out that they are the same as before, takes longer than running them.
-_NOW = bindparam("p_now", type_=Float)
-_LATEST = bindparam("p_latest", type_=Float)
+# Made once: see ``ensq.store.packs``.
 _SEEN = (
     update(workers)
     .where(workers.c.id == bindparam("p_worker"), workers.c.ended_at.is_(None))
-    .values(last_seen=_NOW)
+    .values(last_seen=packs.NOW)
 )
 _NEW_ATTEMPT = insert(attempts)
-
-
-def claimable() -> ColumnElement[bool]:
-    """That a job is queued, and no pause after a failure holds it back; see ``times``.
-
-    ``not_before`` was set by another host's clock. If that is far ahead, the pause would be long;
-    so a time that no pause of ours can lead to is no reason to wait.
-    """
-    paused = and_(jobs.c.not_before > _NOW, jobs.c.not_before <= _LATEST)
-    return and_(jobs.c.state == _QUEUED, ~paused)
-
-
-def times(now: float, policy: Policy) -> dict[str, Any]:
-    """The parameters of ``claimable``."""
-    return {"p_now": now, "p_latest": now + policy.longest_pause}
 
 
 def claim(
@@ -71,6 +38,8 @@ def claim(
     policy: Policy,
     ensemble: str | None = None,
     log_path: str | None = None,
+    whole_pack: bool = False,
+    beside: Claim | None = None,
 ) -> list[Job]:
     """Take up to ``limit`` queued jobs that can train as one pack; see Store.claim."""
     if limit < 1:  # SQLite takes a negative one for no limit
@@ -78,34 +47,39 @@ def claim(
     known = connection.execute(_SEEN, {"p_worker": worker_id, "p_now": now})
     if known.rowcount != 1:
         raise EnsqError(f"worker {worker_id!r} is not registered, or has ended")
-    taken = _take(connection, now, worker_id, limit, lease_seconds, policy, ensemble)
-    if not taken and ensemble is not None:
-        require(connection, ensemble)
+    packs.one_by_one(connection)
+    given = packs.taking(now, policy, worker_id, lease_seconds)
+    if beside is not None:
+        taken = packs.take_beside(connection, given, beside, limit=limit, policy=policy)
+    else:
+        taken = packs.take(connection, given, limit=limit, ensemble=ensemble, whole=whole_pack)
+        if not taken and ensemble is not None:
+            require(connection, ensemble)
     jobs_taken = sorted((_rewind(connection, job) for job in taken), key=lambda job: job.index)
     for job in jobs_taken:
-        start_step = job.checkpoint.step if job.checkpoint else 0
-        connection.execute(
-            _NEW_ATTEMPT,
-            {
-                "job_id": job.id,
-                "number": job.attempt,
-                "worker_id": worker_id,
-                "started_at": now,
-                "start_epoch": job.epoch,
-                "start_step": start_step,
-                "log_path": log_path,
-            },
-        )
-        history.note_job(
-            connection,
-            now,
-            EventKind.CLAIMED,
-            job,
-            f"seed {job.seed}, from epoch {job.epoch}"
-            + (f", step {start_step}" * bool(start_step)),
-            worker_id=worker_id,
-        )
+        _begin_attempt(connection, now, job, worker_id, log_path)
     return jobs_taken
+
+
+def _begin_attempt(
+    connection: Connection, now: float, job: Job, worker_id: str, log_path: str | None
+) -> None:
+    start_step = job.checkpoint.step if job.checkpoint else 0
+    connection.execute(
+        _NEW_ATTEMPT,
+        {
+            "job_id": job.id,
+            "number": job.attempt,
+            "worker_id": worker_id,
+            "started_at": now,
+            "start_epoch": job.epoch,
+            "start_step": start_step,
+            "log_path": log_path,
+        },
+    )
+    where = f"epoch {job.epoch}" + (f", step {start_step}" if start_step else "")
+    message = f"seed {job.seed}, from {where}"
+    history.note_job(connection, now, EventKind.CLAIMED, job, message, worker_id=worker_id)
 
 
 def unacknowledged(
@@ -121,81 +95,6 @@ def unacknowledged(
         .order_by(jobs.c.position)
     )
     return [job for job in map(to_job, rows) if (job.id, job.attempt) not in known]
-
-
-def _take(
-    connection: Connection,
-    now: float,
-    worker_id: str,
-    limit: int,
-    lease_seconds: float,
-    policy: Policy,
-    ensemble: str | None,
-) -> list[Job]:
-    """The one statement that hands out jobs.
-
-    ``head`` is the first job of the queue; ``pack`` are the queued jobs of its ensemble at its
-    checkpoint. Both are CTEs and locked, so that PostgreSQL works each out once: as a plain
-    subquery it may be run again and take more than ``limit``. SQLite ignores the locks: there,
-    the transaction is the only writer.
-    """
-    parameters = times(now, policy) | {
-        "p_worker": worker_id,
-        "p_limit": limit,
-        "p_lease": lease_seconds,
-    }
-    if ensemble is not None:
-        parameters["p_ensemble"] = ensemble
-    rows = connection.execute(_take_statement(ensemble is not None), parameters)
-    return [to_job(row) for row in rows]
-
-
-@functools.cache
-def _take_statement(of_one_ensemble: bool) -> Executable:
-    queue = select(
-        jobs.c.ensemble_id, jobs.c.checkpoint_epoch, jobs.c.checkpoint_step, jobs.c.position
-    ).where(claimable())
-    if of_one_ensemble:
-        wanted = select(ensembles.c.id).where(ensembles.c.name == bindparam("p_ensemble"))
-        queue = queue.where(jobs.c.ensemble_id == wanted.scalar_subquery())
-    head = (
-        queue.order_by(
-            jobs.c.ensemble_id,
-            jobs.c.checkpoint_epoch.desc(),
-            jobs.c.checkpoint_step.desc(),
-            jobs.c.position,
-        )
-        .limit(1)
-        .with_for_update(skip_locked=True)
-        .cte("head")
-    )
-    pack = (
-        select(jobs.c.id)
-        .where(claimable())
-        .where(jobs.c.ensemble_id == select(head.c.ensemble_id).scalar_subquery())
-        .where(jobs.c.checkpoint_epoch == select(head.c.checkpoint_epoch).scalar_subquery())
-        .where(jobs.c.checkpoint_step == select(head.c.checkpoint_step).scalar_subquery())
-        .order_by(jobs.c.position)
-        .limit(bindparam("p_limit", type_=Integer))
-        .with_for_update(skip_locked=True)
-        .cte("pack")
-    )
-    return (
-        update(jobs)
-        .where(jobs.c.id.in_(select(pack.c.id)))
-        .values(
-            state=_RUNNING,
-            attempt=jobs.c.attempt + 1,
-            owner=bindparam("p_worker"),
-            lease_seconds=bindparam("p_lease", type_=Float),
-            beat=jobs.c.beat + 1,
-            not_before=0.0,
-            wish=None,
-            error=None,
-            updated_at=_NOW,
-        )
-        .returning(*jobs.c)
-    )
 
 
 def _rewind(connection: Connection, job: Job) -> Job:

@@ -51,6 +51,7 @@ def end(
             interruptions=after.interruptions,
             strikes=after.strikes,
             stalls=after.stalls,
+            pack=after.pack,
             error=after.error,
             updated_at=now,
             **LEFT,

@@ -33,6 +33,11 @@ class Policy:
             return 0.0
         return min(self.longest_pause, self.pause * _GROWTH ** (times - 1))
 
+    def is_last_try(self, job: Job) -> bool:
+        """Whether one more strike sets the job aside. Then it is tried without those that it was
+        packed with, since it may be another one that ended their trainers."""
+        return job.strikes >= max(1, self.strikes - 1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
@@ -68,6 +73,8 @@ def judge(policy: Policy, job: Job, ending: Ending, *, progressed: bool) -> Verd
         progressed: Whether the attempt left a newer checkpoint than it began from.
     """
     counted = _count(job, ending, progressed)
+    if policy.is_last_try(counted):
+        counted = replace(counted, pack=None)
     error = _why_not_again(policy, counted, ending)
     if error is not None:
         return Verdict(job=replace(counted, state=State.FAILED, error=error), pause=0.0)

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, case, func, select, true
 from ensq.errors import UsageError
 from ensq.jobs import Attempt, Ensemble, EpochRecord, Job, Result, State, WorkerInfo
 from ensq.schema import attempts, ensembles, epochs, events, jobs, workers
-from ensq.store import claims, process
+from ensq.store import packs, process
 from ensq.store.ensembles import require
 from ensq.store.policy import Policy
 from ensq.store.rows import (
@@ -95,14 +95,14 @@ def outlook(
 ) -> Outlook:
     """See Store.outlook. ``lost`` are jobs of lost workers."""
     mine = true() if name is None else jobs.c.ensemble_id == require(connection, name)
-    may = claims.claimable()
+    may = packs.claimable()
     claimable, queued, due = connection.execute(
         select(
             func.coalesce(func.sum(case((may, 1), else_=0)), 0),
             func.count(),
             func.min(case((may, None), else_=jobs.c.not_before)),
         ).where(mine, jobs.c.state == State.QUEUED.value),
-        claims.times(now, policy),
+        packs.times(now, policy),
     ).one()
     rows = connection.execute(select(jobs).where(mine, jobs.c.state == State.RUNNING.value))
     running = [to_job(row) for row in rows]

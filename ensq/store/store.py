@@ -32,9 +32,9 @@ from ensq.store import (
     reaping,
     writes,
 )
-from ensq.store.asking import Asking
 from ensq.store.engine import BUSY_TIMEOUT, Database
 from ensq.store.policy import Ending, Policy
+from ensq.store.probing import Probing
 from ensq.store.target import Target
 from ensq.store.values import Added, EpochWrite, Outlook, Reaped, Renewal
 from ensq.store.watch import Watch
@@ -43,7 +43,7 @@ Clock = Callable[[], float]
 T = TypeVar("T")
 
 
-class Store(Asking):
+class Store(Probing):
     """An open queue. Any method may raise errors.DatabaseError.
 
     Writes about a job carry a ``Claim``. One that is superseded (another attempt, another owner,
@@ -59,8 +59,7 @@ class Store(Asking):
         monotonic: Clock = time.monotonic,
         policy: Policy = Policy(),  # noqa: B008  (frozen)
     ) -> None:
-        super().__init__(database, clock, monotonic)
-        self.policy = policy
+        super().__init__(database, clock, monotonic, policy)
         self._watch = Watch(monotonic)
         self._handed_out: set[tuple[int, int]] = set()  # attempts that claims returned
         self._claim_unsure = False  # a claim may have been carried out without an answer
@@ -122,14 +121,6 @@ class Store(Asking):
     def where(self) -> str:
         """Where the database is, for messages: no password shows."""
         return self._database.target.where
-
-    def now(self) -> float:
-        """This host's time: seconds since 1970."""
-        return self.clock()
-
-    def _write(self, work: Callable[[Connection, float], T]) -> T:
-        """Run a transaction that writes, with the time that counts for it."""
-        return self._database.run(lambda connection: work(connection, self._time(connection)))
 
     # What people do
 
@@ -217,6 +208,8 @@ class Store(Asking):
         lease_seconds: float,
         ensemble: str | None = None,
         log_path: str | None = None,
+        whole_pack: bool = False,
+        beside: Claim | None = None,
     ) -> list[Job]:
         """Take up to ``limit`` queued jobs that can train as one pack; [] if there are none.
 
@@ -224,6 +217,10 @@ class Store(Asking):
         same checkpoint (epoch, step): the first ensemble with queued jobs, its furthest trained
         first, then by index. Each has a new attempt number; losses recorded after its checkpoint
         are dropped, since they will be computed again. Jobs that pause after a failure are left.
+
+        Members of one claim that wait with a checkpoint are taken together again, never with
+        others; ``whole_pack``: all of them, whatever the limit. ``beside`` takes a fair share of
+        the members that stand where that claim stands, to train in one pack with it.
 
         Raises EnsqError if the worker is not registered, UsageError for an unknown ensemble.
         """
@@ -245,6 +242,8 @@ class Store(Asking):
                 policy=self.policy,
                 ensemble=ensemble,
                 log_path=log_path,
+                whole_pack=whole_pack,
+                beside=beside,
             )
 
         taken = self._write(work)

@@ -7,12 +7,10 @@ gone, and the process ends at once: what it still could write is of no attempt a
 from __future__ import annotations
 
 import argparse
-import errno
 import faulthandler
 import gc
 import os
 import queue
-import re
 import resource
 import sys
 import threading
@@ -29,7 +27,7 @@ from ensq.worker import protocol
 
 EXIT_ORPHANED = 3
 Kind = Literal["mismatch", "data", "checkpoint", "exception", "memory", "disk"]
-_NO_MEMORY = re.compile("RESOURCE_EXHAUSTED|out of memory|OUT_OF_MEMORY", re.IGNORECASE)
+_Work = protocol.Train | protocol.Prepare | protocol.Probe | protocol.Quit
 
 
 class Line:
@@ -38,7 +36,7 @@ class Line:
     def __init__(self, events_fd: int) -> None:
         self._events_fd = events_fd
         self._sending = threading.Lock()  # two threads speak: a message must stay in one piece
-        self._commands: queue.SimpleQueue[protocol.Train | protocol.Quit] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[_Work] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._dropped: frozenset[int] = frozenset()
         threading.Thread(target=self._listen, daemon=True, name="commands").start()
@@ -58,7 +56,7 @@ class Line:
                 self._commands.put(command)
         os._exit(EXIT_ORPHANED)
 
-    def next(self) -> protocol.Train | protocol.Quit:
+    def next(self) -> _Work:
         """Wait for work."""
         return self._commands.get()
 
@@ -108,6 +106,47 @@ class Workshop:
         for member in command.members:
             self._line.send(protocol.MemberFailed(job_id=member.job_id, kind=kind, message=message))
 
+    def prepare(self, command: protocol.Prepare) -> None:
+        """Build what the next pack is trained with; what goes wrong here will do so there."""
+        from ensq.train.probe import shape_of
+        from ensq.train.trainer import Trainer
+
+        shape = None
+        try:
+            trainer = self._trainer_for(command)
+            assert isinstance(trainer, Trainer)
+            shape = shape_of(trainer.program.dataset)
+        except Exception:
+            with suppress(OSError):
+                traceback.print_exc()
+        self._line.send(protocol.Prepared(shape=shape))
+
+    def probe(self, command: protocol.Probe) -> None:
+        """Measure packs of the program that was prepared."""
+        from ensq.train import environment, probe
+        from ensq.train.trainer import Trainer
+
+        size, error = 1, None
+        rows: tuple[protocol.Measured, ...] = ()
+        try:
+            assert isinstance(self._trainer, Trainer)
+            measuring = probe.Measuring(self._trainer.program, self._say)
+            size, rows = probe.search(
+                measuring.measure,
+                most=command.most,
+                limit=environment.memory()[1],
+            )
+        except Exception as why:
+            with suppress(OSError):
+                traceback.print_exc()
+            error = " ".join(f"{type(why).__name__}: {why}".split())[:500]
+        if error is not None:
+            self._drop()
+        self._line.send(protocol.Probed(size=size, rows=rows, error=error))
+
+    def _say(self, text: str) -> None:
+        self._line.send(protocol.Phase(text=text))
+
     def _drop(self) -> None:
         """Forget the program and give its memory back: who knows what state it is in."""
         import jax
@@ -116,7 +155,7 @@ class Workshop:
         gc.collect()
         jax.clear_caches()
 
-    def _trainer_for(self, command: protocol.Train) -> object:
+    def _trainer_for(self, command: protocol.Train | protocol.Prepare) -> object:
         from ensq.train import environment
         from ensq.train.dataset import prepare
         from ensq.train.pack import Program
@@ -132,7 +171,7 @@ class Workshop:
                 Path(command.data_path),
                 command.data_digest,
                 config,
-                lambda text: self._line.send(protocol.Phase(text=text)),
+                self._say,
                 Path(command.run_folder),
             )
             self._trainer = Trainer(Program(config, dataset), config, command.data_digest)
@@ -144,22 +183,17 @@ def kind_of(error: Exception) -> Kind:
     """How the supervisor should see an exception."""
     if isinstance(error, MismatchError):
         return "mismatch"
+    from ensq.train.environment import is_out_of_memory
+
     # A library or a reader of ours may have wrapped what the system said.
     causes = [error, error.__cause__]
-    if any(isinstance(one, MemoryError) or _is_out_of_memory(one) for one in causes):
+    if any(is_out_of_memory(one) for one in causes):
         return "memory"
     if any(isinstance(one, DiskError) or _is_the_disk(one) for one in causes):
         return "disk"
     if isinstance(error, DataError | ConfigError):
         return "data"
     return "checkpoint" if isinstance(error, CheckpointError) else "exception"
-
-
-def _is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether XLA or the system has no memory left; XLA says it in words only."""
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
 
 
 def _is_the_disk(error: BaseException | None) -> bool:
@@ -206,17 +240,27 @@ def main() -> NoReturn:
     faults.point("trainer.imported")
     line.send(
         protocol.Ready(
-            pid=os.getpid(), device=environment.device(), versions=environment.versions()
+            pid=os.getpid(),
+            device=environment.device(),
+            platform=environment.platform(),
+            memory=environment.memory()[1],
+            versions=environment.versions(),
         )
     )
     faults.point("trainer.ready")
     workshop = Workshop(line)
-    while isinstance(command := line.next(), protocol.Train):
-        line.begin()
-        if command.log:
+    while not isinstance(command := line.next(), protocol.Quit):
+        if not isinstance(command, protocol.Probe) and command.log:
             turn_to_log(command.log)
-        workshop.train(command)
-        line.send(protocol.TrainEnded())
+        match command:
+            case protocol.Train():
+                line.begin()
+                workshop.train(command)
+                line.send(protocol.TrainEnded())
+            case protocol.Prepare():
+                workshop.prepare(command)
+            case protocol.Probe():
+                workshop.probe(command)
     # The thread that reads the input can't be woken, and Python's own way out trips over it.
     with suppress(OSError):
         sys.stdout.flush()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.metadata
 import os
-import platform
+import platform as machine
+import re
 from pathlib import Path
 
 import jax
@@ -16,9 +18,12 @@ from ensq.train import cache
 PACKAGES = ("ensq", "jax", "jaxlib", "chemtrain", "optax", "e3nn-jax", "numpy")
 
 
+_NO_MEMORY = re.compile("RESOURCE_EXHAUSTED|out of memory|OUT_OF_MEMORY", re.IGNORECASE)
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide the numbers."""
-    found = {"python": platform.python_version()}
+    found = {"python": machine.python_version()}
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
@@ -32,6 +37,29 @@ def device() -> str:
     devices = jax.devices()
     kind = str(devices[0].device_kind)
     return kind if len(devices) == 1 else f"{len(devices)} x {kind}"
+
+
+def platform() -> str:
+    """What JAX computes on: ``cpu``, ``gpu``, …"""
+    return str(jax.devices()[0].platform)
+
+
+def memory() -> tuple[int | None, int | None]:
+    """Bytes of the device's memory in use at the peak so far, and those that JAX may use.
+
+    None where the device does not say, as a CPU.
+    """
+    stats = jax.devices()[0].memory_stats() or {}
+    return stats.get("peak_bytes_in_use"), stats.get("bytes_limit")
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether XLA or the system has no memory left; XLA says it in words only."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
 
 
 def devices_in_words() -> str:
@@ -67,5 +95,5 @@ def _processor() -> str:
     except OSError:
         lines = []
     marks = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
-    text = "\n".join([platform.machine(), *marks, os.environ.get("XLA_FLAGS", "")])
+    text = "\n".join([machine.machine(), *marks, os.environ.get("XLA_FLAGS", "")])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

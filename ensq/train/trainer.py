@@ -74,7 +74,7 @@ class Trainer:
                 self,
                 control,
                 [Member(tasks[i], restored[i].record) for i in chosen],
-                stack([restored[i].state for i in chosen]),
+                self.program.spread(stack([restored[i].state for i in chosen])),
                 _Place(epoch, step),
             )
             if not pack.run():
@@ -161,7 +161,9 @@ class Pack:
             protocol.Phase(text=f"the pack goes on with {len(active)} of its {now} members")
         )
         kept = np.array([place for place, _ in active])
-        self.lanes = jax.tree_util.tree_map(lambda leaf: leaf[kept], self.lanes)
+        self.lanes = self.program.spread(
+            jax.tree_util.tree_map(lambda leaf: leaf[kept], self.lanes)
+        )
         self.members = [member for _, member in active]
 
     # -- one epoch -----------------------------------------------------------------------------

@@ -33,6 +33,10 @@ _WHY = {
 }
 
 
+class TrainerNotStarted(EnsqError):
+    """The trainer ended before it could take any work: no fault of the members."""
+
+
 class ProtocolError(EnsqError):
     """The child said something that is no event."""
 

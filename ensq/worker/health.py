@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from ensq.jobs import Job
+from ensq.worker.options import WorkerOptions
 
 _CGROUPS = Path("/sys/fs/cgroup")
 
@@ -54,6 +57,17 @@ class Pulse:
         return self.limit() - self.silence()
 
 
+def pulse_of(jobs: Sequence[Job], options: WorkerOptions) -> Pulse:
+    """The pulse of a trainer that is given these members."""
+    speeds = [job.seconds_per_epoch for job in jobs if job.seconds_per_epoch]
+    return Pulse(
+        epochs=options.hang_epochs,
+        least=options.hang_least,
+        first=options.hang_first,
+        usual=max(speeds, default=None),
+    )
+
+
 def oom_kills() -> int | None:
     """How many processes of this control group the kernel has killed for memory; None: unknown."""
     try:
@@ -69,3 +83,11 @@ def oom_kills() -> int | None:
     except (OSError, ValueError):
         pass
     return None
+
+
+def oom_in_words(before: int | None) -> str:
+    """That the kernel has killed for memory since ``oom_kills`` said ``before``; '' if not."""
+    now = oom_kills()
+    if now is None or before is None or now <= before:
+        return ""
+    return "; the system killed a process of this job since memory ran out"

@@ -7,11 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ensq.errors import DiskError, EnsqError
-from ensq.jobs import Claim, Ensemble, EpochRecord, Job
+from ensq.jobs import Claim, Ensemble, EpochRecord, Job, Outcome
 from ensq.progress import duration, loss, printable
 from ensq.rundir import RunDir, make_folder
 from ensq.worker import protocol as say
 from ensq.worker.child import TrainerChild
+
+# What became of a member that can't go on, by what the trainer says: how it is counted, and
+# whether another try can help.
+FAILED = {
+    "exception": (Outcome.FAILURE, True),
+    "checkpoint": (Outcome.FAILURE, True),
+    "memory": (Outcome.CRASH, True),
+    "diverged": (Outcome.FAILURE, False),
+    "mismatch": (Outcome.FAILURE, False),
+    "data": (Outcome.FAILURE, False),
+}
 
 
 @dataclass

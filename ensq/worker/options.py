@@ -32,7 +32,7 @@ class WorkerOptions:
     url: str  # of the database
     ensemble: str | None = None  # work on this one only
     max_jobs: int | None = None  # leave after that many members
-    pack: int = 1  # members to train together
+    pack: int | None = 1  # members to train together; None: as many as helps, see packing
     drain: bool = False  # stay until every member is ended, and take over from workers that die
     lease_seconds: float = 60.0
     poll_seconds: float = 5.0  # how often to look for something to take over
@@ -52,3 +52,7 @@ class WorkerOptions:
     parent_fd: int | None = field(default_factory=parent_fd)
     ends_process: bool = False  # nothing is done after it: see StopSignals
     log: Callable[[str], None] = log_to_stderr
+
+    def jobs_left(self, taken: int) -> int:
+        """How many members it may still take after so many."""
+        return 2**31 - 1 if self.max_jobs is None else max(0, self.max_jobs - taken)

@@ -10,43 +10,35 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from ensq.errors import DatabaseError, EnsqError
+from ensq.errors import DatabaseError
 from ensq.jobs import Ensemble, Job, Outcome
 from ensq.progress import duration, printable
 from ensq.rundir import RunDir
 from ensq.store import Store
 from ensq.store.policy import TIME_LIMIT
 from ensq.worker import protocol as say
-from ensq.worker.child import ProtocolError, TrainerChild, describe_end
-from ensq.worker.health import Pulse, oom_kills
-from ensq.worker.members import Member, train_command, with_last_lines
+from ensq.worker.child import ProtocolError, TrainerChild, TrainerNotStarted, describe_end
+from ensq.worker.health import oom_in_words, oom_kills, pulse_of
+from ensq.worker.leases import LeaseClock
+from ensq.worker.members import (
+    FAILED,
+    Member,
+    make_folders_or_refuse,
+    train_command,
+    with_last_lines,
+)
 from ensq.worker.options import WorkerOptions
+from ensq.worker.packing import Packing
 from ensq.worker.recording import Recorder
 from ensq.worker.signals import STOP_SIGNALS
 from ensq.worker.stopping import Reason, Stopper
 from ensq.worker.timing import Timing
 
-_FENCE = 0.7  # share of the lease after which a worker that could not renew trusts it no more
 _LINGER = 5.0  # seconds that a child may take to end after its last event
 _DUMP = 5.0  # seconds that a hanging child may take to write its stacks
 _STEP_LINES = 30.0  # seconds between signs of life of a long epoch in the log
 _STOPPED = frozenset(-number for number in STOP_SIGNALS)  # as return codes
 _TAIL = 40  # lines of the log that are kept with an attempt that failed
-
-# What became of a member that can't go on, by what the trainer says: how it is counted, and
-# whether another try can help.
-_FAILED = {
-    "exception": (Outcome.FAILURE, True),
-    "checkpoint": (Outcome.FAILURE, True),
-    "memory": (Outcome.CRASH, True),
-    "diverged": (Outcome.FAILURE, False),
-    "mismatch": (Outcome.FAILURE, False),
-    "data": (Outcome.FAILURE, False),
-}
-
-
-class TrainerNotStarted(EnsqError):
-    """The trainer ended before it could take any work: no fault of the members."""
 
 
 class PackSession:
@@ -63,7 +55,10 @@ class PackSession:
         stopper: Stopper,
         timing: Timing,
         log: Callable[[str], None],
+        packing: Packing | None = None,
     ) -> None:
+        """``packing``: others may join the member that was claimed."""
+        self._packing = packing  # until the pack is complete
         self._timing = timing
         self._reached_place = "the trainer was starting"  # how far it got, for people
         self._store = store
@@ -71,9 +66,10 @@ class PackSession:
         self._ensemble = ensemble
         self._stopper = stopper
         self._log = log
+        self._run_dir = RunDir.of(store.root, ensemble.run_path)
         self.recorder = Recorder(
             store=store,
-            run_dir=RunDir.of(store.root, ensemble.run_path),
+            run_dir=self._run_dir,
             jobs=jobs,
             worker_id=worker_id,
             on_lost=self._lost,
@@ -84,17 +80,10 @@ class PackSession:
         self._stop: Reason | None = None
         self._kill_at: float | None = None  # monotonic
         self._granted = 0.0  # seconds that the child got until then
-        self._renewed = self._beat = time.monotonic()
-        self._distrusted = False  # the lease may be over: see _FENCE
+        self._leases = LeaseClock(options.lease_seconds, log)
         self._step_line = 0.0
         self._oom_kills = oom_kills()
-        speeds = [job.seconds_per_epoch for job in jobs if job.seconds_per_epoch]
-        self._pulse = Pulse(
-            epochs=options.hang_epochs,
-            least=options.hang_least,
-            first=options.hang_first,
-            usual=max(speeds, default=None),
-        )
+        self._pulse = pulse_of(jobs, options)
         self.mismatch = False  # a member was refused since data or configuration changed
         self.blocked: str | None = None  # why nothing can be trained on this host now
         self.draining = False  # a person wants this worker to leave
@@ -106,8 +95,13 @@ class PackSession:
         the attempts' folders, and the next attempt takes it up), and TrainerNotStarted.
         """
         self._child = child
-        jobs = [member.job for member in self.recorder.open]
-        child.send(train_command(jobs, self._ensemble, self._store.root, child.log_path, self._log))
+        command = self._train_command(child)
+        if self._packing is None:
+            child.send(command)
+        else:
+            self._packing.begin(command)
+            if child.ready is not None:
+                self._next(child.ready)  # it served others before
         while not (self._over and not self.recorder.ledger.has_writes()):
             self._keep_leases(child)
             self._mind_the_clock(child)
@@ -148,7 +142,7 @@ class PackSession:
         now = time.monotonic()
         times = [_STEP_LINES]
         if self.recorder.held:
-            times.append(self._beat + self._options.lease_seconds / 4 - now)
+            times.append(self._leases.left())
         if not self._over and self._stop is None:
             times.append(self._pulse.left())
         if self._kill_at is not None:
@@ -164,21 +158,12 @@ class PackSession:
         Also where epochs are short and are signs of life themselves: renewing is how a worker
         learns what people want of it.
         """
-        now = time.monotonic()
         self._flush(child)
-        if now - self._beat >= self._options.lease_seconds / 4 and self.recorder.held:
-            self._beat = now
+        if not self.recorder.held:
+            return
+        if self._leases.beats():
             self._renew(child)
-        if (
-            not self._distrusted
-            and now - self._renewed > _FENCE * self._options.lease_seconds
-            and self.recorder.held
-        ):
-            self._distrusted = True
-            self._log(
-                f"the leases could not be renewed for {now - self._renewed:.0f} s: others may "
-                "take the members over; what is trained here counts only if they did not"
-            )
+        self._leases.distrust()
 
     def _renew(self, child: TrainerChild) -> None:
         ledger = self.recorder.ledger
@@ -190,7 +175,7 @@ class PackSession:
             ledger.failed(error)
             self._give_up_on_database()
             return
-        self._reached()
+        self._leases.reached()
         ledger.reached()
         self.draining |= renewal.drain
         if renewal.hold and self._stop is None:
@@ -205,11 +190,7 @@ class PackSession:
         except ProtocolError as error:
             self._gone_mad(error, child)
         if not ledger.has_writes():
-            self._reached()
-
-    def _reached(self) -> None:
-        self._renewed = time.monotonic()
-        self._distrusted = False
+            self._leases.reached()
 
     def _give_up_on_database(self) -> None:
         """Raise the database's error if it was away for too long, or there's no time to wait."""
@@ -246,8 +227,8 @@ class PackSession:
             self._kill_within(reason.kill_at - time.monotonic())
         if self._over:
             return
-        if child.ready is None:
-            # It has not begun, so there's nothing to save and nothing to wait for.
+        if child.ready is None or self._packing is not None:
+            # It has not begun to train, so there's nothing to save and nothing to wait for.
             child.kill()
             self._over = True
             self._give_back(reason.text)
@@ -280,6 +261,9 @@ class PackSession:
                 versions = ", ".join(f"{name} {text}" for name, text in event.versions.items())
                 self._log(printable(f"trainer {event.pid} is ready: {event.device}; {versions}"))
                 self._reached_place = "the trainer was loading"
+                self._next(event)
+            case say.Prepared() | say.Probed():
+                self._next(event)
             case say.Phase():
                 self._reached_place = printable(event.text)
                 self._log(self._reached_place)
@@ -301,6 +285,27 @@ class PackSession:
             case say.TrainEnded():
                 self._on_ended()
 
+    def _next(self, event: say.Ready | say.Prepared | say.Probed) -> None:
+        """Go on until the pack is complete, and train it."""
+        child, packing = self._child, self._packing
+        if child is None or packing is None:
+            return
+        command = packing.heard(event)
+        if not self.recorder.open:
+            self._over = True  # it was cancelled, or taken over, meanwhile
+        elif command is not None:
+            child.send(command)
+        else:
+            self._packing = None
+            self._timing.probed(packing.seconds)
+            self.recorder.add(packing.joined)
+            make_folders_or_refuse(packing.joined, self._run_dir)
+            child.send(self._train_command(child))
+
+    def _train_command(self, child: TrainerChild) -> say.Train:
+        jobs = [member.job for member in self.recorder.open]
+        return train_command(jobs, self._ensemble, self._store.root, child.log_path, self._log)
+
     def _on_step(self, event: say.StepDone) -> None:
         self._timing.stepped()
         self._reached_place = f"epoch {event.epoch}: step {event.step} of {event.steps}"
@@ -315,7 +320,7 @@ class PackSession:
         self._step_line = time.monotonic()
         self.recorder.epoch(event)
         if not self.recorder.ledger.has_writes():
-            self._reached()
+            self._leases.reached()
         if self.draining and self._stop is None and self._child is not None:
             self._begin_stop(self._child, Reason("a person asked this worker to leave", asked=True))
 
@@ -330,7 +335,7 @@ class PackSession:
             self.recorder.release(reason, Outcome.BLOCKED)
             return
         self.mismatch |= event.kind == "mismatch"
-        outcome, retry = _FAILED[event.kind]
+        outcome, retry = FAILED[event.kind]
         tail = self._tail() if retry else None
         self.recorder.fail([member], outcome, reason, retry=retry, log_tail=tail)
 
@@ -360,10 +365,7 @@ class PackSession:
             self.recorder.release("the trainer did not start", Outcome.BLOCKED)
             raise TrainerNotStarted(with_last_lines(f"{end} before it was ready", child))
         else:
-            kills = oom_kills()
-            if kills is not None and self._oom_kills is not None and kills > self._oom_kills:
-                end += "; the system killed a process of this job since memory ran out"
-            self._crashed(end, child)
+            self._crashed(end + oom_in_words(self._oom_kills), child)
 
     def _gone_mad(self, error: ProtocolError, child: TrainerChild) -> None:
         child.kill()

@@ -48,6 +48,22 @@ class Train(Message, frozen=True):
     log: str = ""  # absolute: where standard output and error go from now on
 
 
+class Prepare(Message, frozen=True):
+    """Load the data and build the program that the next ``Train`` will use; say ``Prepared``."""
+
+    config: str
+    run_folder: str
+    data_path: str
+    data_digest: str
+    log: str = ""
+
+
+class Probe(Message, frozen=True):
+    """Measure with what was prepared how many members train together at best; say ``Probed``."""
+
+    most: int  # no more than so many
+
+
 class Stop(Message, frozen=True):
     """Finish the step, write a checkpoint, say ``Stopped``."""
 
@@ -64,7 +80,7 @@ class Quit(Message, frozen=True):
     """No more work: end."""
 
 
-Command = Train | Stop | Drop | Quit
+Command = Train | Prepare | Probe | Stop | Drop | Quit
 
 
 class Written(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,6 +114,8 @@ class Ready(Message, frozen=True):
 
     pid: int
     device: str
+    platform: str  # as JAX names it: cpu, gpu, …
+    memory: int | None  # bytes of the device that it may use; None if the device does not say
     versions: dict[str, str]
 
 
@@ -105,6 +123,31 @@ class Phase(Message, frozen=True):
     """What happens now: loading data, neighbour lists, compiling …"""
 
     text: str
+
+
+class Prepared(Message, frozen=True):
+    """What is trained, in words: frames, beads and neighbours of the data's groups.
+
+    None if it could not be prepared: ``Train`` will fail, and say why.
+    """
+
+    shape: str | None
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """A pack of one size, in a few steps."""
+
+    members: int
+    seconds: float  # per step and member
+    bytes: int | None  # of the device's memory at its peak; None if the device does not say
+
+
+class Probed(Message, frozen=True):
+    """How many members train together at best; 1 if nothing else is known."""
+
+    size: int
+    rows: tuple[Measured, ...]
+    error: str | None = None  # why it was not finished; then it is not to be remembered
 
 
 class EpochLosses(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -179,6 +222,8 @@ class TrainEnded(Message, frozen=True):
 Event = (
     Ready
     | Phase
+    | Prepared
+    | Probed
     | Resumed
     | StepDone
     | EpochDone

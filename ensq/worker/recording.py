@@ -40,10 +40,9 @@ class Recorder:
         self._on_lost = on_lost
         self._log = log
         self.ledger = Ledger(log)
-        self.held = {
-            job.id: Member(job, Claim(job_id=job.id, attempt=job.attempt, owner=worker_id))
-            for job in jobs
-        }
+        self._worker_id = worker_id
+        self.held: dict[int, Member] = {}
+        self.add(jobs)
         self.finished = 0  # members that are done
         self.epochs = 0  # recorded
         self.last_failure = ""
@@ -53,6 +52,12 @@ class Recorder:
     def open(self) -> list[Member]:
         """Members that are still to be trained."""
         return [member for member in self.held.values() if not member.over]
+
+    def add(self, jobs: Sequence[Job]) -> None:
+        """Members that were claimed."""
+        for job in jobs:
+            claim = Claim(job_id=job.id, attempt=job.attempt, owner=self._worker_id)
+            self.held[job.id] = Member(job, claim)
 
     # What the trainer says
 

@@ -37,6 +37,7 @@ from ensq.worker.members import make_folders_or_refuse
 from ensq.worker.neighbours import Neighbours
 from ensq.worker.options import WorkerOptions, log_to_stderr
 from ensq.worker.pack import PackSession
+from ensq.worker.packing import Joining, Packing
 from ensq.worker.patience import patiently
 from ensq.worker.signals import StopSignals
 from ensq.worker.stopping import Reason, Stopping
@@ -121,6 +122,7 @@ class Worker:
         self._failures: list[float] = []  # monotonic times of attempts that failed in a row
         self._child: TrainerChild | None = None
         self._child_serves: int | None = None  # the ensemble of the child's log
+        self._may_probe = True  # no trainer has died of measuring packs here
         self._trained_last = 0  # size of the pack that the child has compiled for
         self._interrupted: Reason | None = None
         self._seen = time.monotonic()
@@ -173,6 +175,7 @@ class Worker:
             lease_seconds=self._options.lease_seconds,
             ensemble=self._options.ensemble,
             log_path=self._log_path(self._claims + 1),
+            whole_pack=self._options.pack is None,
         )
 
     def _too_late(self) -> str | None:
@@ -185,12 +188,14 @@ class Worker:
 
     def _log_path(self, claim: int) -> str:
         """The log of a claim, relative to whatever run folder it stands in."""
-        run_dir = RunDir(Path("/"))
-        return run_dir.relative(run_dir.log(self.id, claim))
+        root = RunDir(Path("/"))
+        return root.relative(root.log(self.id, claim))
+
+    def _environment(self) -> dict[str, str]:
+        return child_environment(os.environ, share=self._options.share)
 
     def _headline(self) -> list[str]:
-        environment = child_environment(os.environ, share=self._options.share)
-        return headline(environment, self._stopping.limit_in_words())
+        return headline(self._environment(), self._stopping.limit_in_words())
 
     def _wait_for_work(self) -> bool:
         """Sleep until a claim may bring something; False if it can't, for all that is known."""
@@ -245,10 +250,8 @@ class Worker:
         return patiently(what, self._stopping, self._options.patience, self._log)
 
     def _room(self) -> int:
-        """How many members may be claimed now."""
-        if self._options.max_jobs is None:
-            return self._options.pack
-        return max(0, min(self._options.pack, self._options.max_jobs - self._taken))
+        """How many members may be claimed now; with ``--pack auto`` one, and others beside it."""
+        return min(self._options.pack or 1, self._options.jobs_left(self._taken))
 
     def _train(self, jobs: list[Job]) -> None:
         ensemble = self._reach(lambda: self._ensemble(jobs[0].ensemble_id))
@@ -258,10 +261,10 @@ class Worker:
         warm = (
             self._is_there()
             and self._child_serves == ensemble.id
-            and self._trained_last == len(jobs)
+            and (self._options.pack is None or self._trained_last == len(jobs))
         )
-        self._trained_last = len(jobs)
         self._stopping.timing = self._time.claimed(jobs, warm=warm)
+        packing = self._packing(jobs)
         session = PackSession(
             store=self._store,
             options=self._options,
@@ -271,6 +274,7 @@ class Worker:
             stopper=self._stopping,
             timing=self._stopping.timing,
             log=self._log,
+            packing=packing,
         )
         try:
             child = self._trainer(ensemble, jobs)
@@ -284,18 +288,39 @@ class Worker:
             raise
         if session.stopped and not child.ended:
             child.quit(_QUIT_PATIENCE)
+        self._trained_last = len(jobs)
+        if packing is not None:
+            self._taken += len(packing.joined)
+            self._may_probe &= session.stopped or not packing.probing  # else it died of it
         self._mismatch |= session.mismatch
         self._drained |= session.draining
         if session.blocked is not None:
             raise DiskError(session.blocked)
         self._count_failures(session)
 
+    def _packing(self, jobs: list[Job]) -> Packing | None:
+        """Whom the member that was claimed may train with, where that is left to the worker."""
+        may_be_joined = self._options.pack is None and len(jobs) == 1
+        if not may_be_joined or self._options.policy.is_last_try(jobs[0]):
+            return None  # one that may end one more trainer trains alone
+        joining = Joining(
+            store=self._store,
+            reach=self._reach,
+            job=jobs[0],
+            worker_id=self.id,
+            options=self._options,
+            room=self._options.jobs_left(self._taken),
+            log_path=self._log_path(self._claims),
+            may_probe=self._may_probe,
+        )
+        return Packing(joining, self._log)
+
     def _count_failures(self, session: PackSession) -> None:
         """Leave if one attempt after the other fails here within a minute."""
         recorder = session.recorder
         if recorder.epochs or recorder.finished:
             self._failures.clear()
-        self._failures += [time.monotonic()] * recorder.failed
+        self._failures += [time.monotonic()] * min(1, recorder.failed)  # a pack fails together
         last = self._failures[-self._options.failures_in_a_row :]
         if len(last) < self._options.failures_in_a_row or last[-1] - last[0] > _MINUTE:
             return
@@ -323,9 +348,8 @@ class Worker:
                     self._child.begin_log(log_path, self._headline())
                     return self._child
                 self._child.quit(_QUIT_PATIENCE)
-            environment = child_environment(os.environ, share=self._options.share)
             self._child = TrainerChild(
-                self._options.trainer, log_path, environment, self._headline()
+                self._options.trainer, log_path, self._environment(), self._headline()
             )
         except OSError as error:
             raise DiskError(
@@ -354,10 +378,9 @@ class Worker:
 
     def _failed_members(self) -> int:
         """Members that failed for good, in the ensemble asked for or in those worked on."""
-        view = set(self._served)
-        if self._options.ensemble is not None:
-            ensemble = self._store.ensemble(self._options.ensemble)
-            view |= {ensemble.id} if ensemble else set()
+        asked = self._options.ensemble
+        ensemble = None if asked is None else self._store.ensemble(asked)
+        view = self._served | ({ensemble.id} if ensemble else set())
         return sum(self._store.counts(item).get(State.FAILED, 0) for item in view)
 
     def _end(self) -> None:

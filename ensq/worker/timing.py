@@ -49,6 +49,11 @@ class Timing:
         self.usual = usual
         self._sign = self._epoch_began = None
 
+    def probed(self, seconds: float) -> None:
+        """The trainer measured for so long, as it does once only."""
+        if self._claimed is not None:
+            self._claimed += seconds
+
     def stepped(self) -> None:
         """The trainer did steps."""
         now = self._monotonic()
