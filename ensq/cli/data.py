@@ -116,13 +116,10 @@ def _keys(given: tuple[str, ...]) -> dict[str, str]:
 
 def _size(count: float) -> str:
     """Bytes as a person says them."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            break
-        count /= 1000
-    else:
-        unit = "TB"
-    return f"{count:.3g} {unit}"
+    units = ["B", "kB", "MB", "GB", "TB"]
+    while count >= 1000 and len(units) > 1:
+        count, units = count / 1000, units[1:]
+    return f"{count:.3g} {units[0]}"
 
 
 def _told(path: Path, index: Any, digest: str) -> dict[str, Any]:
