@@ -217,6 +217,8 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (told["frames"], told["beads"], told["units"]["energy"]) == (T, 4, "eV")
     assert "converting: 12 of 12 frames" in done.stderr
     assert told["digest"] == data.digest(tmp_path / "set")
+    again = CliRunner().invoke(cli, ["data", "convert", "d.npz", "other", "--key", "F=pull"])
+    assert again.stdout.startswith("other: 12 frames of 4 beads, 2.35 kB: R, F, U, species, mask")
     done = CliRunner().invoke(cli, ["data", "check", "set"])
     assert done.stdout == "set: whole; 12 frames of 4 beads\n"
     flip(tmp_path / "set" / "R.npy", keep_time=True)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from train_tools import DATA, Listener, settings, task, tiny_arrays
+from train_tools import DATA, Listener, settings, task, tiny_arrays, train_command
 
 from ensq import config as configuration
 from ensq import data
@@ -18,7 +18,7 @@ from ensq.config import RunConfig
 from ensq.config.structs import KeysConfig, UnitsConfig
 from ensq.data.converting import convert_set
 from ensq.errors import ConfigError, DataError, MismatchError
-from ensq.train import checkpoint, feeding, placement, survey
+from ensq.train import checkpoint, child, environment, feeding, placement, survey
 from ensq.train.batches import batches_of_epoch
 from ensq.train.dataset import Dataset, prepare
 from ensq.train.feeding import Fed
@@ -259,6 +259,20 @@ def test_the_pass_over_the_data_is_kept(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(looked) == 2
     prepared(path, settings("data.placement=host", "model.cutoff=3.5"), cache)
     assert len(looked) == 3
+
+
+def test_a_trainers_process_keeps_it_in_the_run_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And says that it looks at all frames, which can take minutes."""
+    monkeypatch.setattr(environment, "use_compile_cache", lambda folder: None)
+    heard: Any = Listener()
+    made = settings("data.placement=host", *OWN)
+    command = train_command(tmp_path / "run", converted(write(tmp_path)), made, task(tmp_path, 1))
+    trainer: Any = child.Workshop(heard)._trainer_for(command)
+    assert trainer.program.dataset.hosted is not None
+    assert [file.name.split("-")[0] for file in (tmp_path / "run").iterdir()] == ["survey"]
+    assert "looking through the data, which stay on the host" in [m.text for m in heard.messages]
 
 
 def test_changed_arrays_are_not_trained_on(tmp_path: Path) -> None:

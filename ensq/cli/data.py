@@ -79,7 +79,7 @@ def convert(
         print_json(told)
         return
     click.echo(
-        f"{dest}: {told['frames']} frames of {told['beads']} beads, {told['bytes'] / 1e9:.3g} GB: "
+        f"{dest}: {told['frames']} frames of {told['beads']} beads, {_size(told['bytes'])}: "
         f"{', '.join(told['arrays'])}; SHA-256 {done.digest[:12]}…"
     )
 
@@ -112,6 +112,14 @@ def _keys(given: tuple[str, ...]) -> dict[str, str]:
             raise UsageError(f"--key {text}: write R=, F=, U= or species= and the array's name")
         found[key] = name
     return found
+
+
+def _size(count: float) -> str:
+    """Bytes as a person says them."""
+    units = ["B", "kB", "MB", "GB", "TB"]
+    while count >= 1000 and len(units) > 1:
+        count, units = count / 1000, units[1:]
+    return f"{count:.3g} {units[0]}"
 
 
 def _told(path: Path, index: Any, digest: str) -> dict[str, Any]:

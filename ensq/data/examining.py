@@ -29,7 +29,6 @@ def examine(path: Path, say: Callable[[str, int, int], None]) -> Index:
     for span in spans(found.beads, found.frames):
         _check(path, whole, every[span])
         say("looking at the frames", span.stop, found.frames)
-    _check_indices(path, "protein", whole.protein, len(whole.protein_names))
     index.write_stamps(path, found)
     return found
 
@@ -48,12 +47,3 @@ def _check(path: Path, whole: Stored, frames: Array) -> None:
     empty = ~part.mask.any(axis=1)
     if empty.any():
         raise DataError(f"{path}/mask.npy: frame {frames[np.argmax(empty)]} has no real bead")
-    _check_indices(path, "species", part.species, len(whole.species_names))
-
-
-def _check_indices(path: Path, key: str, values: Array | None, names: int) -> None:
-    if values is not None and (values.min() < 0 or values.max() >= names):
-        raise DataError(
-            f"{path}/{key}.npy: holds numbers from {values.min()} to {values.max()}, and the set "
-            f"has {names} names: it was not made by `ensq data convert`; convert the data again"
-        )

@@ -47,13 +47,15 @@ class Stored:
         return self.R.shape[1]
 
     def take(self, frames: Array) -> Data:
-        """The frames of these indices, in this order, in memory."""
+        """The frames of these indices, in this order, in memory. Raises DataError."""
         frames = np.asarray(frames)
+        species = self.species[frames]
+        check_indices(self.R.path.with_name("species.npy"), species, len(self.species_names))
         return Data(
             R=self.R[frames],
             F=None if self.F is None else self.F[frames],
             U=None if self.U is None else self.U[frames],
-            species=self.species[frames],
+            species=species,
             mask=self.mask[frames],
             replica=None if self.replica is None else self.replica[frames],
             species_names=self.species_names,
@@ -95,6 +97,9 @@ def load(path: Path, units: UnitsConfig, gammas: GammasConfig, unit: EnergyUnit)
                 f"{', '.join(found.arrays)}: convert data that have it"
             )
     factors = conversion(units.energy, units.length, unit)
+    protein = _whole(path, found, "protein")
+    if protein is not None:
+        check_indices(path / "protein.npy", protein, len(found.protein_names))
     return Stored(
         R=_open(path, found, "R", factors.length),
         F=_rows(path, found, "F", factors.force),
@@ -105,9 +110,18 @@ def load(path: Path, units: UnitsConfig, gammas: GammasConfig, unit: EnergyUnit)
         species_names=found.species_names,
         elements=found.elements,
         cell=_rows(path, found, "cell", factors.length),
-        protein=_whole(path, found, "protein"),
+        protein=protein,
         protein_names=found.protein_names,
     )
+
+
+def check_indices(file: Path, values: Array, names: int) -> None:
+    """Raise DataError for numbers that have no name: a set may come from anybody."""
+    if values.size and not (values.min() >= 0 and values.max() < names):
+        raise DataError(
+            f"{file}: holds numbers from {values.min()} to {values.max()}, and the set has {names} "
+            "names: it was not made by `ensq data convert`; convert the data again"
+        )
 
 
 def _open(path: Path, found: Index, key: str, factor: float = 1.0) -> Rows:
