@@ -15,17 +15,53 @@ from ensq.train.pack import Lanes, stack
 
 
 class Members:
-    """A program, and the members of each size of pack that was asked for."""
+    """Programs by name, each with the members of every size of pack that was asked for."""
 
     def __init__(self, config: str, sets: Sequence[str] = ()) -> None:
+        self.config, self.sets = config, list(sets)
+        self.opened: dict[str, _Opened] = {}
+        self.about: dict[str, Any] = self.open("", ())
+
+    def open(self, name: str, sets: Sequence[str]) -> dict[str, Any]:
+        """Make a program of the same configuration with more settings replaced."""
+        self.opened[name] = _Opened(self.config, [*self.sets, *sets])
+        return self.opened[name].about()
+
+    def drop(self, name: str) -> dict[str, Any]:
+        """Give its memory back."""
+        del self.opened[name]
+        return {}
+
+    def warm(self, pack: int = 1, name: str = "") -> dict[str, Any]:
+        """Compile all that ``pack`` members need."""
+        began = time.perf_counter()
+        self.opened[name].warm(pack)
+        return {"seconds": time.perf_counter() - began, **_memory()}
+
+    def steps(self, count: int, pack: int = 1, name: str = "") -> dict[str, Any]:
+        """So many steps of all members together."""
+        return {"seconds": self.opened[name].steps(count, pack)}
+
+    def epochs(self, count: int, pack: int = 1, name: str = "") -> dict[str, Any]:
+        """So many epochs, each with its validation, all members together."""
+        each = [self.opened[name].epoch(pack) for _ in range(count)]
+        return {"seconds": sum(each), "each": each}
+
+
+class _Opened:
+    """One program and its members."""
+
+    def __init__(self, config: str, sets: Sequence[str]) -> None:
         self.program = program_of(config, sets)
-        sizes = self.program.dataset.sizes
+        seed = self.program.config.data.seed
         self.batches = batches_of_epoch(
-            sizes, self.program.batch, self.program.config.data.seed, 0
+            self.program.dataset.sizes, self.program.batch, seed, 0
         )
         self.lanes: dict[int, Lanes] = {}
+
+    def about(self) -> dict[str, Any]:
         frames = self.program.dataset.training[0].frames
-        self.about: dict[str, Any] = {
+        return {
             "frames": self.program.dataset.n_training,
             "beads": int(frames.R.shape[1]),
             "neighbours": float(np.asarray(frames.nbr_mask).sum(axis=-1).mean()),
@@ -33,17 +69,13 @@ class Members:
             "steps_per_epoch": self.program.steps_per_epoch,
         }
 
-    def warm(self, pack: int = 1) -> dict[str, Any]:
-        """Compile all that ``pack`` members need."""
-        began = time.perf_counter()
+    def warm(self, pack: int) -> None:
         lanes = stack([self.program.new_member(seed) for seed in range(pack)])
         lanes = self.program.begin_stage(lanes, 0)
         self.lanes[pack] = self.program.compile(lanes, 0, self.batches)
-        self.epochs(1, pack, steps=min(2, self.program.steps_per_epoch))
-        return {"seconds": time.perf_counter() - began, **_memory()}
+        self.epoch(pack, steps=1)
 
-    def steps(self, count: int, pack: int = 1) -> dict[str, Any]:
-        """So many steps of all members together."""
+    def steps(self, count: int, pack: int) -> float:
         lanes, left = self.lanes[pack], count
         began = time.perf_counter()
         while left:
@@ -52,29 +84,25 @@ class Members:
             left -= now
         jax.block_until_ready(lanes.alive)
         seconds = time.perf_counter() - began
-        self.lanes[pack] = lanes
-        return self._checked({"seconds": seconds}, lanes)
+        self._keep(pack, lanes)
+        return seconds
 
-    def epochs(self, count: int, pack: int = 1, steps: int | None = None) -> dict[str, Any]:
-        """So many epochs, each with its validation, all members together."""
-        program, lanes, each = self.program, self.lanes[pack], []
-        for _ in range(count):
-            began = time.perf_counter()
-            lanes = program.run_steps(
-                lanes, 0, self.batches, 0, steps or program.steps_per_epoch
-            )
-            errors = program.validate(program.evaluated(lanes))
-            lanes = program.keep_best(lanes, errors.force.sum(axis=1) > 0)
-            jax.block_until_ready(lanes.best)
-            each.append(time.perf_counter() - began)
-        self.lanes[pack] = lanes
-        return self._checked({"seconds": sum(each), "each": each}, lanes)
+    def epoch(self, pack: int, steps: int | None = None) -> float:
+        program, lanes = self.program, self.lanes[pack]
+        began = time.perf_counter()
+        lanes = program.run_steps(lanes, 0, self.batches, 0, steps or program.steps_per_epoch)
+        errors = program.validate(program.evaluated(lanes))
+        lanes = program.keep_best(lanes, errors.force.sum(axis=1) > 0)
+        jax.block_until_ready(lanes.best)
+        seconds = time.perf_counter() - began
+        self._keep(pack, lanes)
+        return seconds
 
-    def _checked(self, answer: dict[str, Any], lanes: Lanes) -> dict[str, Any]:
+    def _keep(self, pack: int, lanes: Lanes) -> None:
         """A member that stands still would be fast."""
         if not np.asarray(lanes.alive).all():
             raise FloatingPointError("a member's loss is not finite: nothing was trained")
-        return answer
+        self.lanes[pack] = lanes
 
 
 def _memory() -> dict[str, Any]:

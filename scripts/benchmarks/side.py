@@ -147,8 +147,11 @@ def _begin(kind: str, **spec: Any) -> tuple[Any, dict[str, Any]]:
     side = Kind(**spec)
     from ensq.train import environment
 
+    import jax
+
     return side, {
         "device": environment.device(),
+        "kind": jax.default_backend(),
         "versions": environment.versions(),
         **side.about,
     }

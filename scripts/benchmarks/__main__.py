@@ -1,0 +1,140 @@
+"""``python -m benchmarks``: measures the rows, prints the table, writes the JSON."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import os
+import shlex
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from benchmarks import rows
+from benchmarks.rows import Row
+from benchmarks.run import ROOT, Run, machine, versions
+
+# Parts in the order of their letters, and their modules.
+PARTS = {
+    "ensemble": ("a", "ensemble"),
+    "pack": ("b", "pack"),
+    "step": ("c", "step"),
+    "queue": ("d", "claims"),
+    "overhead": ("e", "overhead"),
+    "start": ("f", "start"),
+    "growth": ("g", "growth"),
+}
+SHORT = (
+    "data.max_frames=310",
+    "training.stages[0].epochs=2",
+    "model.allegro.max_ell=1",
+    "model.allegro.n_channels=4",
+    "model.allegro.mlp_n_hidden=16",
+)
+SHORT_MEMBERS, SHORT_JOBS = 2, 5000
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code: 0 if every row was measured, 1 if one failed. An aim that is missed is none."""
+    options = _parse(arguments)
+    said = shlex.join(sys.argv[1:] if arguments is None else arguments)
+    command = f"scripts/benchmark {said}".strip()
+    found: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="ensq-benchmark-", dir=options.folder) as folder:
+        run = _run(options, Path(folder), command)
+        print(f"{machine()}, load {os.getloadavg()[0]:.1f}")
+        print("ratio: the other side's time over ensq's; NO: the aim is missed\n")
+        for line in rows.table_head():
+            print(line, flush=True)
+        for part in options.only or PARTS:
+            for row in _measure(part, run, options.budget):
+                found.append(row)
+                if options.json:
+                    rows.write(options.json, found)
+                for line in rows.table_lines(row):
+                    print(line, flush=True)
+    failed = [row for row in found if row.error]
+    if options.json:
+        print(f"\nwritten: {options.json}")
+    return 1 if failed else 0
+
+
+def _measure(part: str, run: Run, budget: float) -> Iterator[Row]:
+    """The rows of a part as they are measured; a failure is a row, too, and the last of its part."""
+    letter, module = PARTS[part]
+    began = time.monotonic()
+    run.deadline = began + budget
+    count = 0
+    common = {"versions": versions(), "command": run.command, "short": run.short}
+    try:
+        for row in importlib.import_module(f"benchmarks.{module}").rows(run):
+            count += 1
+            detail = {**row.detail, "load": os.getloadavg()[0]}
+            yield dataclasses.replace(row, detail=detail, device=row.device or machine(), **common)
+    except Exception as error:
+        traceback.print_exc()
+        yield Row(
+            row=letter,
+            only=part,
+            what=f"{part}: row {count + 1}",
+            names=("ensq", "other"),
+            device=machine(),
+            error=f"{type(error).__name__}: {error}",
+            **common,
+        )
+    run.say(f"  {part}: {time.monotonic() - began:.0f} s")
+
+
+def _run(options: argparse.Namespace, folder: Path, command: str) -> Run:
+    sets = (SHORT if options.short else ()) + tuple(options.set)
+    return Run(
+        config=options.config.resolve(),
+        folder=folder,
+        short=options.short,
+        repeats=options.repeats,
+        members=options.members or (SHORT_MEMBERS if options.short else 8),
+        packs=options.packs,
+        jobs=options.jobs or (SHORT_JOBS if options.short else 100_000),
+        command=command,
+        sets=sets,
+        say=lambda text: print(text, file=sys.stderr, flush=True),
+    )
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="scripts/benchmark", description=__doc__)
+    add = parser.add_argument
+    add("--only", action="append", choices=PARTS, help="one part; may be given several times")
+    add("--json", type=Path, metavar="FILE", help="write every row here as soon as it is there")
+    add("--short", action="store_true", help="a small network, few frames, few rounds")
+    add("--repeats", type=_number, metavar="N", help="rounds of every row")
+    add("--budget", type=float, default=float("inf"), metavar="SECONDS", help="for each part")
+    add("--members", type=_number, metavar="N", help="of the ensemble (8)")
+    add("--packs", type=_numbers, metavar="N,N", help="sizes of packs, the first of them 1")
+    add("--jobs", type=_number, metavar="N", help="in the database of start (100000)")
+    add("--config", type=Path, default=ROOT / "configs" / "chignolin.yaml", metavar="FILE")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="as of `ensq run`")
+    add("--folder", type=Path, metavar="FOLDER", help="where files lie while it runs")
+    return parser.parse_args(arguments)
+
+
+def _number(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    found = tuple(_number(part) for part in text.split(","))
+    if found[0] != 1:
+        raise ValueError(text)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""What the rows that train share: both sides, and the kinds of energy function in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from benchmarks.run import Run
+from benchmarks.side import Side
+from ensq.worker.child import child_environment
+
+FUNCTIONS = {
+    "own": "edge list, channels last",
+    "listed": "edge list, ensq's layout",
+    "same": "the same function",
+}
+
+
+def functions(run: Run) -> Iterator[tuple[str, str]]:
+    """Kinds of energy function of chemtrain's side, with their names; a short form has two."""
+    for function, words in FUNCTIONS.items():
+        if not (run.short and function == "listed"):
+            yield function, words
+
+
+def ensq_side(run: Run, sets: Sequence[str] = (), config: str = "") -> Side:
+    """ensq's side in the environment that a worker gives its trainer."""
+    environment = child_environment(run.environment())
+    return Side(
+        "ensq",
+        _together(environment),
+        run.folder / "ensq.log",
+        run.deadline,
+        config=config or str(run.config),
+        sets=[*run.sets, *sets],
+    )
+
+
+def other_side(run: Run, function: str) -> Side:
+    """chemtrain's side in the environment as it is: threads as JAX wants them."""
+    return Side(
+        "chemtrain",
+        _together(run.environment()),
+        run.folder / f"chemtrain-{function}.log",
+        run.deadline,
+        config=str(run.config),
+        sets=list(run.sets),
+        folder=str(run.place(f"chemtrain-{function}")),
+        function=function,
+    )
+
+
+def _together(environment: Mapping[str, str]) -> dict[str, str]:
+    """Both sides may hold one GPU: none of them takes all of its memory."""
+    return {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **environment}
