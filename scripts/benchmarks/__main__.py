@@ -30,7 +30,7 @@ PARTS = {
 }
 SHORT = (
     "data.max_frames=310",
-    "training.stages[0].epochs=2",
+    "training.stages.0.epochs=2",
     "model.allegro.max_ell=1",
     "model.allegro.n_channels=4",
     "model.allegro.mlp_n_hidden=16",
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measure(part: str, run: Run, budget: float) -> Iterator[Row]:
-    """The rows of a part as they are measured; a failure is a row, too, and the last of its part."""
+    """The rows of a part as they are measured; a failure is a row, too, and the last one."""
     letter, module = PARTS[part]
     began = time.monotonic()
     run.deadline = began + budget

@@ -54,9 +54,7 @@ def listed(model: EnergyModel) -> Any:
         def energy_fn(R: Any, neighbor: Any, species: Any, **_: Any) -> Any:
             receivers, senders = neighbor.idx
             valid = jnp.ones(len(R), bool)
-            energies = model.per_bead_energy_sparse(
-                params, R, species, senders, receivers, valid
-            )
+            energies = model.per_bead_energy_sparse(params, R, species, senders, receivers, valid)
             return energies.sum()
 
         return energy_fn

@@ -11,43 +11,64 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.pairs import FUNCTIONS, functions
+from benchmarks.pairs import FUNCTIONS
 from benchmarks.rows import Aim, Row, pair
-from benchmarks.run import Run, in_turns, measured, python
+from benchmarks.run import Run, python
 from ensq.worker.devices import gpus_to_use
 
+KINDS = ("own", "same")
 GPU_AIM, AIM_PER_CORE = 15.0, {2: 5.0, 3: 5.0}  # 8 on 4 cores and more
 MORE_CORES = 8.0
 STOPPING = 60.0  # seconds that a stopped run may take to save its members
 
 
 def rows(run: Run) -> Iterator[Row]:
-    """A row for each kind of energy function; ``ensq run`` is measured beside each of them."""
-    for function, words in functions(run):
-        if function == "listed":
-            continue  # minutes, for what the steps of (c) tell
-        detail: dict[str, Any] = {"ensq": [], "chemtrain": []}
+    """A row for each kind of energy function; one ``ensq run`` of a round is in both."""
+    told: dict[str, list[Any]] = {"ensq": [], **{function: [] for function in KINDS}}
+    failure: Exception | None = None
+    for number in range(run.rounds(2, 1)):
+        if number and run.left() < sum(found[-1]["seconds"] for found in told.values()):
+            run.say(f"  {number} rounds: the time for this row is over")
+            break
+        order = list(told) if number % 2 == 0 else list(told)[::-1]
+        try:
+            for side in order:
+                if side == "ensq":
+                    told[side].append(by_ensq(run))
+                else:
+                    told[side].append(by_chemtrain(run, side))
+        except Exception as error:  # what was measured before is kept
+            failure = error
+            break
+    for function in KINDS:
+        if told["ensq"] and told[function]:
+            yield _row(run, function, told)
+    if failure is not None:
+        raise failure
 
-        def one(number: int, function: str = function, detail: Any = detail) -> tuple[float, float]:
-            return in_turns(
-                number,
-                lambda: by_ensq(run, detail["ensq"]),
-                lambda: by_chemtrain(run, function, detail["chemtrain"]),
-            )
 
-        found = measured(run.rounds(2, 1), run, one)
-        last = detail["chemtrain"][-1]
-        guessed = any(told["members_trained"] < run.members for told in detail["chemtrain"])
-        yield pair(
-            found,
-            aim=_aim(last["kind"]) if function == "own" and not run.short else None,
-            row="a",
-            only="ensemble",
-            what=f"ensemble of {run.members}{' (guessed)' if guessed else ''} / {words}",
-            names=("ensq run", f"EnsembleOfModels, {FUNCTIONS[function]}"),
-            device=last["device"],
-            detail={"members": run.members, "extrapolated": guessed, **detail},
-        )
+def _row(run: Run, function: str, told: dict[str, list[Any]]) -> Row:
+    theirs = told[function]
+    guessed = any(one["members_trained"] < run.members for one in theirs)
+    last = theirs[-1]
+    return pair(
+        [
+            (own["seconds"], other["seconds"])
+            for own, other in zip(told["ensq"], theirs, strict=False)
+        ],
+        aim=_aim(last["kind"]) if function == "own" and not run.short else None,
+        row="a",
+        only="ensemble",
+        what=f"{'~ ' if guessed else ''}ensemble of {run.members} / {FUNCTIONS[function]}",
+        names=("ensq run", f"EnsembleOfModels, {FUNCTIONS[function]}"),
+        device=last["device"],
+        detail={
+            "members": run.members,
+            "extrapolated": guessed,  # from the members that there was time for
+            "ensq": told["ensq"],
+            "chemtrain": theirs,
+        },
+    )
 
 
 def _aim(kind: str) -> Aim:
@@ -56,8 +77,8 @@ def _aim(kind: str) -> Aim:
     return Aim(AIM_PER_CORE.get(len(os.sched_getaffinity(0)), MORE_CORES), unit=" x")
 
 
-def by_ensq(run: Run, told: list[Any]) -> float:
-    """Seconds of ``ensq run``, from no database and no compiled program to the exported model."""
+def by_ensq(run: Run) -> dict[str, Any]:
+    """``ensq run``, from no database and no compiled program to the exported model."""
     place = run.place("ensq-run")
     command = [python(), "-m", "ensq.cli", "run", str(run.config), "--name", "bench"]
     command += ["--n-models", str(run.members)]
@@ -88,19 +109,16 @@ def by_ensq(run: Run, told: list[Any]) -> float:
     if metadata["n_models"] != run.members:
         raise RuntimeError(f"ensq trained {metadata['n_models']} members of {run.members}")
     trained = [line for line in text.splitlines() if line.startswith("trained in")]
-    told.append(
-        {
-            "seconds": seconds,
-            "said": trained,
-            "validation_losses": metadata["validation_losses"],
-            "command": command[1:],
-        }
-    )
-    return seconds
+    return {
+        "seconds": seconds,
+        "said": trained,
+        "validation_losses": metadata["validation_losses"],
+        "command": command[1:],
+    }
 
 
-def by_chemtrain(run: Run, function: str, told: list[Any]) -> float:
-    """Seconds of a script that trains the ensemble by chemtrain.
+def by_chemtrain(run: Run, function: str) -> dict[str, Any]:
+    """A script that trains the ensemble by chemtrain.
 
     It trains one member after another, each compiled anew. Where the time is over before it is
     done, what the members so far took is extended to all.
@@ -136,17 +154,14 @@ def by_chemtrain(run: Run, function: str, told: list[Any]) -> float:
     if not ended:
         later = sorted(line["seconds"] for line in members[1:]) or [members[0]["seconds"]]
         seconds = members[0]["wall"] - wall + later[len(later) // 2] * (run.members - 1)
-    told.append(
-        {
-            "seconds": seconds,
-            "members_trained": len(members),
-            "seconds_per_member": [line["seconds"] for line in members],
-            "validation_losses": [line["loss"] for line in members],
-            "device": lines[0]["device"],
-            "kind": lines[0]["kind"],
-        }
-    )
-    return seconds
+    return {
+        "seconds": seconds,
+        "members_trained": len(members),
+        "seconds_per_member": [line["seconds"] for line in members],
+        "validation_losses": [line["loss"] for line in members],
+        "device": lines[0]["device"],
+        "kind": lines[0]["kind"],
+    }
 
 
 def _lines(process: subprocess.Popen[bytes], limit: float) -> tuple[list[dict[str, Any]], bool]:

@@ -80,9 +80,7 @@ def trainer_of(program: Program, function: str, seed: int, folder: Path) -> Any:
     folder.mkdir(parents=True, exist_ok=True)
     trainer = ForceMatching(
         program.new_member(seed).params,
-        optimizers.build(
-            program.config.optimizer, stage, stage.epochs * program.steps_per_epoch
-        ),
+        optimizers.build(program.config.optimizer, stage, stage.epochs * program.steps_per_epoch),
         known.energy_fn_template,
         known.neighbours,
         gammas={"F": gammas.F, "U": gammas.U} if gammas.U else {"F": gammas.F},
@@ -98,27 +96,27 @@ def trainer_of(program: Program, function: str, seed: int, folder: Path) -> Any:
     return trainer
 
 
-class Single:
-    """One trainer: so many steps or epochs at a time, as ``train`` makes them."""
+class Singles:
+    """A trainer for each kind of energy function that was asked for: so many steps or epochs at a
+    time, as ``train`` makes them."""
 
-    def __init__(
-        self, config: str, folder: str, function: str, sets: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, config: str, folder: str, sets: Sequence[str] = ()) -> None:
         self.program = program_of(config, sets)
+        self.folder = Path(folder)
+        self.trainers: dict[str, Any] = {}
+        self.about: dict[str, Any] = {}
+
+    def warm(self, function: str) -> dict[str, Any]:
+        """A trainer and its first epoch: tracing and compiling."""
         edgelist.check(self.program, told(self.program, function).energy_fn_template, function)
-        self.trainer = trainer_of(self.program, function, 0, Path(folder))
-        self.about: dict[str, Any] = {
-            "batch": self.trainer.batch_size,
-            "steps_per_epoch": self.trainer._batches_per_epoch["training"],
-        }
+        began = time.perf_counter()
+        self.trainers[function] = trainer_of(self.program, function, 0, self.folder / function)
+        self.epochs(function, 1)
+        return {"seconds": time.perf_counter() - began}
 
-    def warm(self) -> dict[str, Any]:
-        """A first epoch: tracing and compiling."""
-        return self.epochs(1)
-
-    def steps(self, count: int) -> dict[str, Any]:
+    def steps(self, function: str, count: int) -> dict[str, Any]:
         """The next batches from its loader, each followed by an update."""
-        trainer, left = self.trainer, count
+        trainer, left = self.trainers[function], count
         began = time.perf_counter()
         while left:
             for batch in trainer._get_batch():
@@ -127,20 +125,21 @@ class Single:
                 if not left:
                     break
         jax.block_until_ready(trainer.params)
-        seconds = time.perf_counter() - began
-        return self._checked({"seconds": seconds})
+        return _checked(trainer, time.perf_counter() - began)
 
-    def epochs(self, count: int) -> dict[str, Any]:
+    def epochs(self, function: str, count: int) -> dict[str, Any]:
+        trainer = self.trainers[function]
         began = time.perf_counter()
-        self.trainer.train(count)
-        jax.block_until_ready(self.trainer.params)
-        return self._checked({"seconds": time.perf_counter() - began})
+        trainer.train(count)
+        jax.block_until_ready(trainer.params)
+        return _checked(trainer, time.perf_counter() - began)
 
-    def _checked(self, answer: dict[str, Any]) -> dict[str, Any]:
-        """chemtrain prints an error, out of memory too, and returns as if all were well."""
-        if self.trainer._diverged or not np.isfinite(self.trainer.train_batch_losses[-1]):
-            raise FloatingPointError("chemtrain's trainer gave up; its log says why")
-        return answer
+
+def _checked(trainer: Any, seconds: float) -> dict[str, Any]:
+    """chemtrain prints an error, out of memory too, and returns as if all were well."""
+    if trainer._diverged or not np.isfinite(trainer.train_batch_losses[-1]):
+        raise FloatingPointError("chemtrain's trainer gave up; its log says why")
+    return {"seconds": seconds}
 
 
 def ensemble_of(trainers: list[Any]) -> Any:

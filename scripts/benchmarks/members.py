@@ -54,9 +54,7 @@ class _Opened:
     def __init__(self, config: str, sets: Sequence[str]) -> None:
         self.program = program_of(config, sets)
         seed = self.program.config.data.seed
-        self.batches = batches_of_epoch(
-            self.program.dataset.sizes, self.program.batch, seed, 0
-        )
+        self.batches = batches_of_epoch(self.program.dataset.sizes, self.program.batch, seed, 0)
         self.lanes: dict[int, Lanes] = {}
 
     def about(self) -> dict[str, Any]:

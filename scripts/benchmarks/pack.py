@@ -15,10 +15,10 @@ FURTHER = 10.0  # percent that a further member may cost: on a GPU of the first,
 
 def rows(run: Run) -> Iterator[Row]:
     """A row for each size, measured in turns; seconds of one epoch of one member."""
-    with ensq_side(run) as ours, other_side(run, "own") as theirs:
+    with ensq_side(run) as ours, other_side(run) as theirs:
         kind = ours.about["kind"]
         compiled: dict[int, float] = {}
-        theirs.seconds("warm")
+        theirs.seconds("warm", function="own")
         for size in run.packs or ((1, 2) if run.short else SIZES[kind]):
             if compiled and run.left() < 3 * max(compiled.values()):
                 run.say(f"  no time left for packs of {size} and more")
@@ -29,17 +29,24 @@ def rows(run: Run) -> Iterator[Row]:
         def one(number: int) -> tuple[float, float]:
             sizes = list(compiled)[:: 1 if number % 2 == 0 else -1]
             each.append({size: ours.seconds("epochs", count=1, pack=size) for size in sizes})
-            return 1.0, theirs.seconds("epochs", count=1)
+            return 1.0, theirs.seconds("epochs", function="own", count=1)
 
         others = [other for _, other in measured(run.rounds(5, 1), run, one)]
         for size in compiled:
             found = [
                 (seconds[size] / size, other) for seconds, other in zip(each, others, strict=True)
             ]
-            yield _row(size, found, [(seconds[1], seconds[size]) for seconds in each], ours.about)
+            yield _row(
+                run.short,
+                size,
+                found,
+                [(seconds[1], seconds[size]) for seconds in each],
+                ours.about,
+            )
 
 
 def _row(
+    short: bool,
     size: int,
     found: list[tuple[float, float]],
     alone: list[tuple[float, float]],
@@ -47,10 +54,14 @@ def _row(
 ) -> Row:
     """``alone``: seconds of an epoch of one member and of the pack, in each round."""
     on_gpu = about["kind"] == "gpu"
-    further = sorted(
-        100 * (pack - one) / ((size - 1) * one) if on_gpu else 100 * (pack / (size * one) - 1)
-        for one, pack in alone
-    ) if size > 1 else []
+    further = (
+        sorted(
+            100 * (pack - one) / ((size - 1) * one) if on_gpu else 100 * (pack / (size * one) - 1)
+            for one, pack in alone
+        )
+        if size > 1
+        else []
+    )
     measure = further[len(further) // 2] if further else None
     detail = {
         "pack": size,
@@ -61,7 +72,7 @@ def _row(
         detail |= {name: measure, f"{name}_spread": [further[0], further[-1]]}
     return pair(
         found,
-        aim=Aim(FURTHER, least=False, unit=" %") if further else None,
+        aim=Aim(FURTHER, least=False, unit=" %") if further and not short else None,
         measure=measure,
         row="b",
         only="pack",

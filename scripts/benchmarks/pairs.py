@@ -9,8 +9,8 @@ from benchmarks.side import Side
 from ensq.worker.child import child_environment
 
 FUNCTIONS = {
-    "own": "edge list, channels last",
-    "listed": "edge list, ensq's layout",
+    "own": "edge list, scatter",
+    "listed": "ensq's on an edge list",
     "same": "the same function",
 }
 
@@ -35,17 +35,16 @@ def ensq_side(run: Run, sets: Sequence[str] = (), config: str = "") -> Side:
     )
 
 
-def other_side(run: Run, function: str) -> Side:
+def other_side(run: Run) -> Side:
     """chemtrain's side in the environment as it is: threads as JAX wants them."""
     return Side(
         "chemtrain",
         _together(run.environment()),
-        run.folder / f"chemtrain-{function}.log",
+        run.folder / "chemtrain.log",
         run.deadline,
         config=str(run.config),
         sets=list(run.sets),
-        folder=str(run.place(f"chemtrain-{function}")),
-        function=function,
+        folder=str(run.place("chemtrain")),
     )
 
 

@@ -141,13 +141,13 @@ def _begin(kind: str, **spec: Any) -> tuple[Any, dict[str, Any]]:
     if kind == "ensq":
         from benchmarks.members import Members as Kind
     elif kind == "chemtrain":
-        from benchmarks.forcematching import Single as Kind
+        from benchmarks.forcematching import Singles as Kind
     else:
         raise ValueError(f"no side {kind!r}")
     side = Kind(**spec)
-    from ensq.train import environment
-
     import jax
+
+    from ensq.train import environment
 
     return side, {
         "device": environment.device(),

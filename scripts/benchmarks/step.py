@@ -15,34 +15,34 @@ AIMS = {("own", "cpu"): 2.5, ("own", "gpu"): 5.0, ("same", "cpu"): 1.4, ("same",
 def rows(run: Run) -> Iterator[Row]:
     """A row for each kind of energy function on chemtrain's side."""
     steps = 10 if run.short else 40
-    with ensq_side(run) as ours:
+    with ensq_side(run) as ours, other_side(run) as theirs:
         compiling = ours.seconds("warm")
         for function, words in functions(run):
-            with other_side(run, function) as theirs:
-                first = theirs.seconds("warm")
+            first = theirs.seconds("warm", function=function)
 
-                def one(number: int) -> tuple[float, float]:
-                    own, other = in_turns(
-                        number,
-                        lambda: ours.seconds("steps", count=steps),
-                        lambda: theirs.seconds("steps", count=steps),
-                    )
-                    return own / steps, other / steps
-
-                found = measured(run.rounds(15, 2), run, one)
-                aim = AIMS.get((function, ours.about["kind"]))
-                yield pair(
-                    found,
-                    aim=None if aim is None else Aim(aim, unit=" x"),
-                    row="c",
-                    only="step",
-                    what=f"one step / {words}",
-                    names=("ensq, a pack of one", f"ForceMatching, {words}"),
-                    device=ours.about["device"],
-                    detail={
-                        "steps_per_round": steps,
-                        "compile_seconds": [compiling, first],
-                        "batch": ours.about["batch"],
-                        "beads": ours.about["beads"],
-                    },
+            def one(number: int, function: str = function) -> tuple[float, float]:
+                own, other = in_turns(
+                    number,
+                    lambda: ours.seconds("steps", count=steps),
+                    lambda: theirs.seconds("steps", function=function, count=steps),
                 )
+                return own / steps, other / steps
+
+            found = measured(run.rounds(15, 2), run, one)
+            aim = None if run.short else AIMS.get((function, ours.about["kind"]))
+            yield pair(
+                found,
+                aim=None if aim is None else Aim(aim, unit=" x"),
+                row="c",
+                only="step",
+                what=f"one step / {words}",
+                names=("ensq, a pack of one", f"ForceMatching, {words}"),
+                device=ours.about["device"],
+                detail={
+                    "steps_per_round": steps,
+                    "first_use_seconds": [compiling, first],
+                    "batch": ours.about["batch"],
+                    "beads": ours.about["beads"],
+                    "neighbours": ours.about["neighbours"],
+                },
+            )
