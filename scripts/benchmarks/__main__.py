@@ -7,26 +7,36 @@ import dataclasses
 import importlib
 import os
 import shlex
+import signal
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks import rows
 from benchmarks.rows import Row
 from benchmarks.run import ROOT, Run, machine, versions
 
-# Parts in the order of their letters, and their modules.
+
+class Part(NamedTuple):
+    """A part of the benchmark."""
+
+    letter: str
+    module: str
+    share: float  # of the time, where it is limited
+
+
 PARTS = {
-    "ensemble": ("a", "ensemble"),
-    "pack": ("b", "pack"),
-    "step": ("c", "step"),
-    "queue": ("d", "claims"),
-    "overhead": ("e", "overhead"),
-    "start": ("f", "start"),
-    "growth": ("g", "growth"),
+    "ensemble": Part("a", "ensemble", 4.0),
+    "pack": Part("b", "pack", 2.5),
+    "step": Part("c", "step", 1.5),
+    "queue": Part("d", "claims", 0.5),
+    "overhead": Part("e", "overhead", 2.0),
+    "start": Part("f", "start", 0.5),
+    "growth": Part("g", "growth", 2.0),
 }
 SHORT = (
     "data.max_frames=310",
@@ -40,18 +50,25 @@ SHORT_MEMBERS, SHORT_JOBS = 2, 5000
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 if every row was measured, 1 if one failed. An aim that is missed is none."""
+    began = time.monotonic()
     options = _parse(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended, too
     said = shlex.join(sys.argv[1:] if arguments is None else arguments)
     command = f"scripts/benchmark {said}".strip()
     found: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="ensq-benchmark-", dir=options.folder) as folder:
         run = _run(options, Path(folder), command)
+        if options.json:
+            rows.write(options.json, [])  # whatever happens, there is one
         print(f"{machine()}, load {os.getloadavg()[0]:.1f}")
         print("ratio: the other side's time over ensq's; NO: the aim is missed\n")
         for line in rows.table_head():
             print(line, flush=True)
-        for part in options.only or PARTS:
-            for row in _measure(part, run, options.budget):
+        parts = options.only or list(PARTS)
+        for place, part in enumerate(parts):
+            left = options.within - (time.monotonic() - began)
+            shares = [PARTS[later].share for later in parts[place:]]
+            for row in _measure(part, run, min(options.budget, left * shares[0] / sum(shares))):
                 found.append(row)
                 if options.json:
                     rows.write(options.json, found)
@@ -65,20 +82,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _measure(part: str, run: Run, budget: float) -> Iterator[Row]:
     """The rows of a part as they are measured; a failure is a row, too, and the last one."""
-    letter, module = PARTS[part]
     began = time.monotonic()
     run.deadline = began + budget
     count = 0
     common = {"versions": versions(), "command": run.command, "short": run.short}
     try:
-        for row in importlib.import_module(f"benchmarks.{module}").rows(run):
+        for row in importlib.import_module(f"benchmarks.{PARTS[part].module}").rows(run):
             count += 1
             detail = {**row.detail, "load": os.getloadavg()[0]}
             yield dataclasses.replace(row, detail=detail, device=row.device or machine(), **common)
     except Exception as error:
         traceback.print_exc()
         yield Row(
-            row=letter,
+            row=PARTS[part].letter,
             only=part,
             what=f"{part}: row {count + 1}",
             names=("ensq", "other"),
@@ -113,6 +129,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--short", action="store_true", help="a small network, few frames, few rounds")
     add("--repeats", type=_number, metavar="N", help="rounds of every row")
     add("--budget", type=float, default=float("inf"), metavar="SECONDS", help="for each part")
+    add("--within", type=float, default=float("inf"), metavar="SECONDS", help="for all parts")
     add("--members", type=_number, metavar="N", help="of the ensemble (8)")
     add("--packs", type=_numbers, metavar="N,N", help="sizes of packs, the first of them 1")
     add("--jobs", type=_number, metavar="N", help="in the database of start (100000)")

@@ -10,13 +10,14 @@ from ensq.worker.child import child_environment
 
 FUNCTIONS = {
     "own": "edge list, scatter",
-    "listed": "ensq's on an edge list",
     "same": "the same function",
+    "listed": "ensq's on an edge list",
 }
 
 
 def functions(run: Run) -> Iterator[tuple[str, str]]:
-    """Kinds of energy function of chemtrain's side, with their names; a short form has two."""
+    """Kinds of energy function of chemtrain's side, with their names: the last one, which no aim is
+    about, only where there is time."""
     for function, words in FUNCTIONS.items():
         if not (run.short and function == "listed"):
             yield function, words
