@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks import rows
+from benchmarks.pairs import FUNCTIONS, end_sides
 from benchmarks.rows import Row
 from benchmarks.run import ROOT, Run, machine, versions
 
@@ -64,20 +65,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("ratio: the other side's time over ensq's; NO: the aim is missed\n")
         for line in rows.table_head():
             print(line, flush=True)
-        parts = options.only or list(PARTS)
-        for place, part in enumerate(parts):
-            left = options.within - (time.monotonic() - began)
-            shares = [PARTS[later].share for later in parts[place:]]
-            for row in _measure(part, run, min(options.budget, left * shares[0] / sum(shares))):
+        try:
+            for row in _rows(run, options, began):
                 found.append(row)
                 if options.json:
                     rows.write(options.json, found)
                 for line in rows.table_lines(row):
                     print(line, flush=True)
+        finally:
+            end_sides(run)
     failed = [row for row in found if row.error]
     if options.json:
         print(f"\nwritten: {options.json}")
     return 1 if failed else 0
+
+
+def _rows(run: Run, options: argparse.Namespace, began: float) -> Iterator[Row]:
+    """Of all parts that are wanted, each with its share of the time that is left."""
+    parts = options.only or list(PARTS)
+    for place, part in enumerate(parts):
+        left = options.within - (time.monotonic() - began)
+        shares = [PARTS[later].share for later in parts[place:]]
+        yield from _measure(part, run, min(options.budget, left * shares[0] / sum(shares)))
 
 
 def _measure(part: str, run: Run, budget: float) -> Iterator[Row]:
@@ -114,6 +123,7 @@ def _run(options: argparse.Namespace, folder: Path, command: str) -> Run:
         repeats=options.repeats,
         members=options.members or (SHORT_MEMBERS if options.short else 8),
         packs=options.packs,
+        functions=tuple(options.function),
         jobs=options.jobs or (SHORT_JOBS if options.short else 100_000),
         command=command,
         sets=sets,
@@ -132,6 +142,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--within", type=float, default=float("inf"), metavar="SECONDS", help="for all parts")
     add("--members", type=_number, metavar="N", help="of the ensemble (8)")
     add("--packs", type=_numbers, metavar="N,N", help="sizes of packs, the first of them 1")
+    add("--function", action="append", default=[], choices=FUNCTIONS, help="of step's other side")
     add("--jobs", type=_number, metavar="N", help="in the database of start (100000)")
     add("--config", type=Path, default=ROOT / "configs" / "chignolin.yaml", metavar="FILE")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="as of `ensq run`")

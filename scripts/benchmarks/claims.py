@@ -54,7 +54,7 @@ def rows(run: Run) -> Iterator[Row]:
         found,
         row="d",
         only="queue",
-        what=f"claim, {PROCESSES} processes / UPDATE by sqlite3",
+        what=f"claim, {PROCESSES} processes / sqlite3 UPDATE",
         names=("Store.claim", "sqlite3, BEGIN IMMEDIATE, UPDATE … RETURNING"),
         device=machine(),
         detail={

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.pairs import FUNCTIONS
+from benchmarks.pairs import FUNCTIONS, end_sides
 from benchmarks.rows import Aim, Row, pair
 from benchmarks.run import Run, python
 from ensq.worker.devices import gpus_to_use
@@ -26,6 +26,7 @@ def rows(run: Run) -> Iterator[Row]:
     """A row for each kind of energy function; one ``ensq run`` of a round is in both."""
     told: dict[str, list[Any]] = {"ensq": [], **{function: [] for function in KINDS}}
     failure: Exception | None = None
+    end_sides(run)
     for number in range(run.rounds(2, 1)):
         if number and run.left() < sum(found[-1]["seconds"] for found in told.values()):
             run.say(f"  {number} rounds: the time for this row is over")

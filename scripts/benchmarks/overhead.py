@@ -29,15 +29,16 @@ def rows(run: Run) -> Iterator[Row]:
     _ensq(run, place, *enqueue, *_sets(sets))
     trained: list[Trained] = []
     bare_epochs: list[float] = []
-    with ensq_side(run, sets) as bare:
-        bare.seconds("warm")
+    with ensq_side(run) as bare:
+        bare.ask("open", name="overhead", sets=sets)
+        bare.seconds("warm", name="overhead")
 
         def by_worker() -> float:
             trained.append(_train_one(run, place, epochs))
             return trained[-1].seconds
 
         def alone() -> float:
-            each = bare.ask("epochs", count=epochs)["each"]
+            each = bare.ask("epochs", name="overhead", count=epochs)["each"]
             bare_epochs.extend(each)
             return sum(each) / epochs
 

@@ -48,6 +48,7 @@ def rows(run: Run) -> Iterator[Row]:
 def _row(
     short: bool,
     size: int,
+    compiled: float,
     found: list[tuple[float, float]],
     alone: list[tuple[float, float]],
     about: dict[str, Any],
@@ -67,6 +68,7 @@ def _row(
         "pack": size,
         "member_epochs_per_second": size / sorted(pack for _, pack in alone)[len(alone) // 2],
     }
+    detail["first_use_seconds"] = compiled
     if further:
         name = "further_member_percent_of_first" if on_gpu else "overhead_percent_per_member"
         detail |= {name: measure, f"{name}_spread": [further[0], further[-1]]}
@@ -76,7 +78,7 @@ def _row(
         measure=measure,
         row="b",
         only="pack",
-        what=f"epoch of a member, packs of {size}" + (f" ({measure:+.0f} %)" if further else ""),
+        what=f"member-epoch, packs of {size}" + (f" ({measure:+.0f} %)" if further else ""),
         names=(f"ensq, packs of {size}", f"ForceMatching in turn, {FUNCTIONS['own']}"),
         device=about["device"],
         detail=detail,

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-WIDTHS = (2, 39, 9, 9, 6, 10)  # of the table's columns: 80 with the spaces between them
+WIDTHS = (2, 36, 9, 9, 6, 13)  # of the table's columns: 80 with the spaces between them
 HEAD = ("", "ensq / the other side", "ensq", "other", "ratio", "aim")
 
 

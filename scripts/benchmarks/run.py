@@ -28,12 +28,13 @@ class Run:
     repeats: int | None = None  # rounds; None: as many as each row thinks right
     members: int = 8  # of the ensemble of row (a)
     packs: tuple[int, ...] | None = None  # sizes of row (b); None: as fits the device
+    functions: tuple[str, ...] = ()  # kinds of energy function of row (c); (): as fits the form
     jobs: int = 100_000  # in the database of row (f)
     command: str = ""
     sets: tuple[str, ...] = ()  # settings that replace those of the configuration
     deadline: float = float("inf")  # of the row under way, by ``time.monotonic``
     say: Callable[[str], None] = lambda text: None
-    about: dict[str, Any] = field(default_factory=dict)  # of the row under way, so far
+    sides: dict[str, Any] = field(default_factory=dict)  # that are kept for later parts, by kind
 
     def left(self) -> float:
         """Seconds that the row under way still has."""

@@ -17,8 +17,8 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from benchmarks.run import python
@@ -31,7 +31,7 @@ class SideError(RuntimeError):
 
 
 class Side:
-    """A running side. Use it as a context: its process ends with it."""
+    """A running side; ``close`` ends its process."""
 
     def __init__(
         self, kind: str, environment: Mapping[str, str], log: Path, deadline: float, **spec: Any
@@ -93,28 +93,17 @@ class Side:
         return next((line for line in reversed(lines) if line.strip()), "it said nothing")
 
     def close(self) -> None:
+        """End it: by itself if there is time, for it may hold a GPU's memory."""
         assert self._process.stdin is not None and self._process.stdout is not None
-        if self._process.poll() is None and time.monotonic() < self.deadline:
-            try:
-                self._process.stdin.close()
+        with suppress(OSError):  # it may be gone, with something left to write to it
+            self._process.stdin.close()
+        if time.monotonic() < self.deadline:
+            with suppress(subprocess.TimeoutExpired):
                 self._process.wait(END)
-            except (OSError, subprocess.TimeoutExpired):
-                pass
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
         self._process.stdout.close()
-
-    def __enter__(self) -> Side:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _serve() -> None:
