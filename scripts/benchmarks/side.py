@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import statistics
 import subprocess
 import sys
 import time
@@ -67,6 +68,7 @@ class Side:
         return answer
 
     def seconds(self, op: str, **arguments: Any) -> float:
+        """The wall time of something."""
         return float(self.ask(op, **arguments)["seconds"])
 
     def _line(self, op: str) -> bytes:
@@ -106,6 +108,25 @@ class Side:
         self._process.stdout.close()
 
 
+class Meter:
+    """Something that a side does ``count`` times when it is called; the seconds of one time."""
+
+    def __init__(self, side: Side, op: str, count: int, **arguments: Any) -> None:
+        self.side, self.op, self.count, self.arguments = side, op, count, arguments
+        self.wall: list[float] = []
+        self.cpu: list[float] = []  # processor time of all its threads
+
+    def __call__(self) -> float:
+        answer = self.side.ask(self.op, count=self.count, **self.arguments)
+        self.wall.append(answer["seconds"] / self.count)
+        self.cpu.append(answer["cpu_seconds"] / self.count)
+        return self.wall[-1]
+
+    @property
+    def cpu_seconds(self) -> float:
+        return statistics.median(self.cpu)
+
+
 def _serve() -> None:
     """The process: answers on what was its standard output, which libraries print to."""
     answers = os.fdopen(os.dup(1), "wb")
@@ -118,7 +139,10 @@ def _serve() -> None:
             if op == "begin":
                 side, answer = _begin(**command)
             else:
+                used = time.process_time()
                 answer = getattr(side, op)(**command)
+                # other load on the machine changes this little
+                answer["cpu_seconds"] = time.process_time() - used
         except Exception as error:
             traceback.print_exc()
             answer = {"error": f"{type(error).__name__}: {error}"[:500]}
