@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from benchmarks.pairs import ensq_side, functions, other_side
@@ -25,11 +26,8 @@ def rows(run: Run) -> Iterator[Row]:
                 break
             first = theirs.seconds("warm", function=function)
             own, other = _steps(run, ours), _steps(run, theirs, function=function)
-            found = measured(
-                run.rounds(15, 2),
-                run,
-                lambda number, own=own, other=other: in_turns(number, own, other),  # type: ignore[misc]
-            )
+            turns = partial(in_turns, own=own, other=other)
+            found = measured(run.rounds(15, 2), run, turns)
             aim = None if run.short else AIMS.get((function, ours.about["kind"]))
             yield pair(
                 found,
