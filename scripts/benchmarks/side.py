@@ -46,6 +46,8 @@ class Side:
                 stdout=subprocess.PIPE,
                 stderr=file,
                 env=dict(environment),
+                # as a worker's trainer: Linux shares a busy machine between sessions
+                start_new_session=True,
             )
         try:
             self.about = self.ask("begin", kind=kind, **spec)
