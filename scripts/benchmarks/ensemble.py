@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import select
 import subprocess
 import time
@@ -87,7 +88,7 @@ def by_ensq(run: Run) -> dict[str, Any]:
         command += ["--set", one]
     if gpus_to_use():
         command += ["--pack", _pack(run)]
-    began = time.perf_counter()
+    began, used = time.perf_counter(), _processor_time()
     with (place / "log").open("wb") as log:
         worked = _finish(
             subprocess.Popen(
@@ -112,6 +113,7 @@ def by_ensq(run: Run) -> dict[str, Any]:
     trained = [line for line in text.splitlines() if line.startswith("trained in")]
     return {
         "seconds": seconds,
+        "cpu_seconds": _processor_time() - used,
         "said": trained,
         "validation_losses": metadata["validation_losses"],
         "command": command[1:],
@@ -134,7 +136,7 @@ def by_chemtrain(run: Run, function: str) -> dict[str, Any]:
     }
     # the other kind of function has its turn, too
     limit = time.monotonic() + run.left() * (0.5 if function == "own" else 0.95)
-    began, wall = time.perf_counter(), time.time()
+    began, used, wall = time.perf_counter(), _processor_time(), time.time()
     with (place / "log").open("wb") as log:
         process = subprocess.Popen(
             [python(), "-m", "benchmarks.ensemble_script", json.dumps(spec)],
@@ -157,12 +159,19 @@ def by_chemtrain(run: Run, function: str) -> dict[str, Any]:
         seconds = members[0]["wall"] - wall + later[len(later) // 2] * (run.members - 1)
     return {
         "seconds": seconds,
+        "cpu_seconds": _processor_time() - used,  # of the members that it trained
         "members_trained": len(members),
         "seconds_per_member": [line["seconds"] for line in members],
         "validation_losses": [line["loss"] for line in members],
         "device": lines[0]["device"],
         "kind": lines[0]["kind"],
     }
+
+
+def _processor_time() -> float:
+    """Seconds that processes which have ended, and theirs, have used so far."""
+    told = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return told.ru_utime + told.ru_stime
 
 
 def _lines(process: subprocess.Popen[bytes], limit: float) -> tuple[list[dict[str, Any]], bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import statistics
 import subprocess
@@ -46,18 +47,18 @@ def rows(run: Run) -> Iterator[Row]:
         rounds = run.rounds(4, 1)
         found = measured(rounds, run, lambda number: in_turns(number, by_worker, alone))
         device = bare.about["device"]
-    slower = 100 * (statistics.median(own / other for own, other in found) - 1)
+    parts = _parts(trained, bare_epochs)
+    beside = parts["outside_training_percent"] + parts["supervisor_cpu_percent"]
     yield pair(
         found,
         aim=None if run.short else Aim(MOST, least=False, unit=" %"),
-        measure=slower,
+        measure=beside,
         row="e",
         only="overhead",
-        what=f"epoch, worker / bare ({slower:+.1f} %)",
+        what=f"epoch, worker / bare ({beside:.2f} %)",
         names=("ensq worker, every epoch recorded", "run_steps and validate alone"),
         device=device,
-        detail={"epochs_per_round": epochs, "slower_percent": slower}
-        | _parts(trained, bare_epochs),
+        detail={"epochs_per_round": epochs, "beside_training_percent": beside, **parts},
     )
 
 
@@ -65,19 +66,24 @@ class Trained(NamedTuple):
     """A member trained by a worker."""
 
     seconds: float  # of an epoch, from the end of the first epoch to that of the last
+    supervisor: float  # processor seconds of the worker, which has the queue, for an epoch
     counted: list[float]  # of every epoch but the first, what the trainer counted as training
 
 
 def _parts(trained: Sequence[Trained], bare: Sequence[float]) -> dict[str, Any]:
-    """Where the difference is; the least epochs are those that other load disturbed least."""
+    """What is beside the training within the worker's own epochs. It can be told to a tenth of a
+    percent, which two processes that have their turns on a busy machine can't."""
     outside = statistics.median(one.seconds - statistics.mean(one.counted) for one in trained)
     counted = [seconds for one in trained for seconds in one.counted]
     return {
-        # neither steps nor validation nor scores: checkpoints, messages, waiting
+        # Of the trainer: neither steps nor validation nor scores; checkpoints, messages, waiting.
         "outside_training_seconds": outside,
         "outside_training_percent": 100 * outside / statistics.median(counted),
+        # On a core of its own it is free; `ensq run` has both processes on one.
+        "supervisor_cpu_percent": 100
+        * statistics.median(one.supervisor for one in trained)
+        / statistics.median(counted),
         "least_epoch_seconds": [min(counted) + outside, min(bare)],
-        "least_epoch_slower_percent": 100 * ((min(counted) + outside) / min(bare) - 1),
     }
 
 
@@ -93,42 +99,45 @@ def _train_one(run: Run, place: Path, epochs: int) -> Trained:
             stderr=file,
         )
         try:
-            first, last, job = _watch(run, worker, place / "ensq.db", epochs)
+            (first, last), used, job = _watch(run, worker, place / "ensq.db", epochs)
             worker.wait(PATIENCE)
         finally:
             worker.kill()
             worker.wait()
     told = f"SELECT seconds, 0 FROM epochs WHERE job_id = {job} AND epoch > 1"
     counted = [float(seconds) for seconds, _ in _read(place / "ensq.db", told)]
-    return Trained((last - first) / (epochs - 1), counted)
+    return Trained((last - first) / (epochs - 1), used / (epochs - 1), counted)
 
 
 def _watch(
     run: Run, worker: subprocess.Popen[bytes], database: Path, epochs: int
-) -> tuple[float, float, int]:
-    """When the first and the last epoch of the member now running were recorded; its job."""
-    done = {row[0] for row in _read(database, "SELECT id FROM jobs WHERE epoch > 0")}
-    first: float | None = None
+) -> tuple[tuple[float, float], float, int]:
+    """When the first and the last epoch of the member now running were recorded, the processor
+    time of the worker in between, and the member's job."""
+    done = {row[0] for row in _read(database, "SELECT id, 0 FROM jobs WHERE epoch > 0")}
+    first: tuple[float, float] | None = None
     until = time.monotonic() + min(PATIENCE, run.left())
     while time.monotonic() < until:
         now = time.perf_counter()
-        new = [
-            (job, epoch)
-            for job, epoch in _read(database, "SELECT id, epoch FROM jobs WHERE epoch > 0")
-            if job not in done
-        ]
+        running = _read(database, "SELECT id, epoch FROM jobs WHERE epoch > 0")
+        new = [(job, epoch) for job, epoch in running if job not in done]
         if new and first is None:
-            [(_, epoch)] = new
-            if epoch > 1:
+            if new[0][1] > 1:
                 raise RuntimeError("the first epoch was over before it was seen")
-            first = now
-        if new and new[0][1] == epochs:
-            assert first is not None
-            return first, now, int(new[0][0])
+            first = now, _processor_time(worker.pid)
+        if new and first and new[0][1] == epochs:
+            used = _processor_time(worker.pid) - first[1]
+            return (first[0], now), used, new[0][0]
         if worker.poll() is not None:
             raise RuntimeError(f"the worker ended with {worker.returncode} before its member did")
         time.sleep(LOOK)
     raise RuntimeError("a worker's member took longer than there was time")
+
+
+def _processor_time(pid: int) -> float:
+    """Seconds that a process has used so far, its children apart."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _read(database: Path, statement: str) -> list[tuple[int, int]]:
