@@ -33,7 +33,7 @@ class Part(NamedTuple):
 PARTS = {
     "ensemble": Part("a", "ensemble", 4.0),
     "pack": Part("b", "pack", 2.5),
-    "step": Part("c", "step", 1.5),
+    "step": Part("c", "step", 2.5),
     "queue": Part("d", "claims", 0.5),
     "overhead": Part("e", "overhead", 2.0),
     "start": Part("f", "start", 0.5),
