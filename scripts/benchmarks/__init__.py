@@ -1,0 +1,1 @@
+"""Benchmarks of ensq, each a pair of times measured in one run; see ``scripts/benchmark``."""
