@@ -56,7 +56,11 @@ def test_the_time_before_the_first_step_is_no_step(clock: Clock) -> None:
     clock.after(500.0)
     times.claimed(warm=True)
     clock.after(3.0)
-    times.stepped()
+    told = times.stepped()
+    assert (
+        told == "the first steps are done 3.0 s after the claim, by the trainer of the claim before"
+    )
+    assert times.stepped() is None
     assert (times.step, times.warm, times.cold) == (0.5, 3.0, 30.0)
 
 

@@ -307,7 +307,8 @@ class PackSession:
         return train_command(jobs, self._ensemble, self._store.root, child.log_path, self._log)
 
     def _on_step(self, event: say.StepDone) -> None:
-        self._timing.stepped()
+        if told := self._timing.stepped():
+            self._log(told)
         self._reached_place = f"epoch {event.epoch}: step {event.step} of {event.steps}"
         now = time.monotonic()
         if now - self._step_line >= _STEP_LINES:

@@ -54,11 +54,13 @@ class Timing:
         if self._claimed is not None:
             self._claimed += seconds
 
-    def stepped(self) -> None:
-        """The trainer did steps."""
-        now = self._monotonic()
+    def stepped(self) -> str | None:
+        """The trainer did steps. In words how long the first one took, if it was the first."""
+        now, told = self._monotonic(), None
         if self._claimed is not None:
             took = now - self._claimed
+            kind = "the trainer of the claim before" if self._is_warm else "a new trainer"
+            told = f"the first steps are done {took:.1f} s after the claim, by {kind}"
             if self._is_warm:
                 self.warm = _longer(self.warm, took)
             else:
@@ -69,6 +71,7 @@ class Timing:
         if self._epoch_began is None:
             self._epoch_began = now
         self._sign = now
+        return told
 
     def finished_epoch(self) -> None:
         """The trainer validated, wrote checkpoints if they were due, and told of an epoch."""
