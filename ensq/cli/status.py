@@ -12,7 +12,10 @@ from ensq.cli.slurm import SlurmView, ask_once, wrapped
 
 if TYPE_CHECKING:
     from ensq.jobs import Ensemble, Job, WorkerInfo
-    from ensq.store import Store
+    from ensq.store import Standing, Store
+
+MANY = 200  # members, above which they are not listed one by one unasked
+LINES = 40  # ensembles that are listed then
 
 
 @click.command()
@@ -20,10 +23,19 @@ if TYPE_CHECKING:
 @as_json
 @database
 def status(name: str | None, db: str | None, json_: bool) -> None:
-    """Show every ensemble, or the ensemble NAME, member by member."""
+    """Show every ensemble, or the ensemble NAME, member by member.
+
+    With more than 200 members in the database, and without NAME, a line for each ensemble.
+    """
     from ensq.store import Store
 
     with Store.open(url_of(db), read_only=True) as store:
+        if name is None and not json_:
+            standings = store.standings()
+            if sum(standing.members for standing in standings) > MANY:
+                for line in overview(standings, db_hint(db)):
+                    click.echo(line)
+                return
         chosen = store.ensembles() if name is None else [only_ensemble(store, name)]
         if any(_is_open(store.jobs(ensemble.id)) for ensemble in chosen):
             ask_once(url_of(db))
@@ -37,6 +49,34 @@ def status(name: str | None, db: str | None, json_: bool) -> None:
         for view in views:
             for line in view.lines(db_hint(db)):
                 click.echo(line)
+
+
+def overview(standings: Sequence[Standing], hint: str) -> list[str]:
+    """A line for each ensemble: those that are not ended first, and the newest of the others."""
+    from ensq.jobs import TERMINAL
+
+    ended = [one for one in standings if all(tally.state in TERMINAL for tally in one.tallies)]
+    under_way = [one for one in standings if one not in ended]
+    shown = [*under_way, *reversed(ended)][:LINES]
+    lines = [_in_a_line(standing) for standing in shown]
+    if hidden := len(standings) - len(shown):
+        members = sum(one.members for one in standings)
+        lines.append(f"and {hidden:,} more ensembles; {members:,} members in all")
+    return [*lines, f"next: `ensq status NAME{hint}` shows the members of one"]
+
+
+def _in_a_line(standing: Standing) -> str:
+    from ensq.jobs import State
+    from ensq.progress import loss, printable
+
+    counts = {tally.state: tally.members for tally in standing.tallies}
+    states = ", ".join(f"{counts[state]:,} {state}" for state in State if state in counts)
+    counted = [tally for tally in standing.tallies if tally.state is not State.CANCELLED]
+    wanted = sum(tally.epochs for tally in counted)
+    share = f", {100 * sum(t.epoch for t in counted) // wanted} % of the epochs" if wanted else ""
+    best = [tally.best_loss for tally in counted if tally.best_loss is not None]
+    lowest = f", best {loss(min(best))}" if best else ""
+    return f"{printable(standing.name)}: {states or 'no members'}{share}{lowest}"
 
 
 def _is_open(jobs: Sequence[Job]) -> bool:

@@ -14,6 +14,7 @@ from ensq.store.values import (
     Reaped,
     Renewal,
     SlurmSaid,
+    Standing,
 )
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Reaped",
     "Renewal",
     "SlurmSaid",
+    "Standing",
     "Store",
     "WorkerLock",
     "check",

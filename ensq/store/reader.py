@@ -19,7 +19,7 @@ from ensq.jobs import (
 from ensq.store import evidence, process, reads
 from ensq.store.engine import Database
 from ensq.store.target import Target
-from ensq.store.values import Event, SlurmSaid
+from ensq.store.values import Event, SlurmSaid, Standing
 
 T = TypeVar("T")
 
@@ -97,6 +97,10 @@ class Reader:
     def counts(self, ensemble_id: int | None = None) -> dict[State, int]:
         """How many jobs are in each state; every state is a key."""
         return self._read(lambda c: reads.counts(c, ensemble_id))
+
+    def standings(self) -> list[Standing]:
+        """How far each ensemble is, oldest first, without reading its members one by one."""
+        return self._read(reads.standings)
 
     def slurm_said(self) -> SlurmSaid:
         """All that SLURM said last, and when it was asked."""

@@ -21,7 +21,7 @@ from ensq.store.rows import (
     to_result,
     to_worker,
 )
-from ensq.store.values import Event, EventKind, Outlook
+from ensq.store.values import Event, EventKind, Outlook, Standing, Tally
 from ensq.store.watch import Watch
 
 
@@ -157,3 +157,22 @@ def counts(connection: Connection, ensemble_id: int | None) -> dict[State, int]:
         query = query.where(jobs.c.ensemble_id == ensemble_id)
     found = {State(state): int(count) for state, count in connection.execute(query)}
     return {state: found.get(state, 0) for state in State}
+
+
+def standings(connection: Connection) -> list[Standing]:
+    """How far each ensemble is, by one look at all jobs."""
+    rows = connection.execute(
+        select(
+            jobs.c.ensemble_id,
+            jobs.c.state,
+            func.count(),
+            func.sum(jobs.c.epoch),
+            func.sum(jobs.c.epochs),
+            func.min(jobs.c.best_loss),
+        ).group_by(jobs.c.ensemble_id, jobs.c.state)
+    )
+    found: dict[int, list[Tally]] = {}
+    for ensemble_id, state, *numbers in rows:
+        found.setdefault(ensemble_id, []).append(Tally(State(state), *numbers))
+    names = connection.execute(select(ensembles.c.id, ensembles.c.name).order_by(ensembles.c.id))
+    return [Standing(name, tuple(found.get(id_, ()))) for id_, name in names]

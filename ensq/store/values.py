@@ -31,6 +31,27 @@ class EventKind(StrEnum):
     WORKER_ENDED = "worker_ended"
 
 
+class Tally(NamedTuple):
+    """The members of one ensemble that are in one state."""
+
+    state: State
+    members: int
+    epoch: int  # epochs that they have completed, together
+    epochs: int  # epochs that they are to train
+    best_loss: float | None
+
+
+class Standing(NamedTuple):
+    """How far an ensemble is."""
+
+    name: str
+    tallies: tuple[Tally, ...]
+
+    @property
+    def members(self) -> int:
+        return sum(tally.members for tally in self.tallies)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Event:
     """One line of the history."""
