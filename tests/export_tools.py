@@ -16,7 +16,7 @@ from ensq import config as configuration
 from ensq import data
 from ensq.config import RunConfig
 from ensq.train.checkpoint import HISTORY_COLUMNS, Identity, MemberResult
-from ensq.train.dataset import frames_of
+from ensq.train.labelled import frames_of
 from ensq.train.models import DataStatistics, build_model
 from ensq.train.neighbours import build_neighbours
 

@@ -138,7 +138,7 @@ def test_rows_of_ghosts_are_there_only_where_the_engine_makes_them(case: Case) -
 
 def test_each_beads_energy_is_its_own(case: Case) -> None:
     """The sum over any first k beads as a rank's own gives the energies of beads one by one."""
-    from ensq.train.dataset import frames_of
+    from ensq.train.labelled import frames_of
     from ensq.train.neighbours import build_neighbours
 
     frames = case.frames["open"].take(np.array([0]))

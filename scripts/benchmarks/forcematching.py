@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.programs import program_of  # before chemtrain: ensq sees to it that it loads
 from ensq.train import optimizers
-from ensq.train.dataset import Labelled
+from ensq.train.labelled import Labelled
 from ensq.train.models import EnergyModel, Frames
 from ensq.train.pack import Program
 
