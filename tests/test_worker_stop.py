@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ from worker_tools import TRAINER, Queue, environment, finish, freeze, is_running
 
 from ensq.jobs import Job, Outcome, State
 from ensq.store import Store
+from ensq.worker import devices
 from ensq.worker.child import TrainerChild, child_environment, describe_end
 from ensq.worker.options import PARENT_FD, WorkerOptions
 from ensq.worker.pack import PackSession
@@ -382,6 +385,7 @@ def test_exit_codes_and_signals_are_told_apart(code: int, text: str) -> None:
 def test_the_trainer_is_single_threaded_without_a_gpu_unless_told_otherwise(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("ensq.worker.devices._jaxlib", lambda: (0, 4, 36))
     one = child_environment({"XLA_FLAGS": "--a=b"})
     assert one["XLA_FLAGS"] == "--a=b --xla_cpu_multi_thread_eigen=false"
     assert (one["NPROC"], one["OMP_NUM_THREADS"]) == ("1", "1")
@@ -389,6 +393,34 @@ def test_the_trainer_is_single_threaded_without_a_gpu_unless_told_otherwise(
     assert child_environment(told).items() >= told.items()
     monkeypatch.setattr("ensq.worker.devices.gpus_to_use", lambda environment: ["0"])
     assert "NPROC" not in child_environment({})
+
+
+def test_a_jaxlib_whose_code_for_cpus_is_slow_is_told_to_make_the_older_kind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ensq.worker.devices._jaxlib", lambda: (0, 10, 2))
+    told = "--xla_cpu_use_fusion_emitters=true"
+    assert child_environment({"XLA_FLAGS": told})["XLA_FLAGS"] == (
+        f"{told} --xla_cpu_multi_thread_eigen=false --xla_cpu_experimental_ynn_fusion_type="
+    )
+    assert devices.cpu_flags((0, 10, 0))[1] == "--xla_cpu_use_fusion_emitters=false"
+    for other in ((0, 4, 36), (0, 9, 2), (0, 11, 0), (0, 12, 0), ()):
+        assert devices.cpu_flags(other) == ["--xla_cpu_multi_thread_eigen=false"]
+
+
+def test_the_flags_for_this_jaxlib_are_known_to_it() -> None:
+    """XLA ends a process that is given one it does not know."""
+    flags = " ".join(devices.cpu_flags(devices._jaxlib()))
+    code = "import jax; print(jax.jit(lambda x: x + 1)(1.0))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.strip() == "2.0", done.stderr
+    assert devices._jaxlib()[0] == 0
 
 
 def test_the_trainer_does_not_learn_the_databases_password() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
 import importlib.util
 import math
 import os
@@ -168,10 +170,35 @@ def trainer_settings(environment: Mapping[str, str], *, share: int) -> dict[str,
         return settings | {name: threads for name in _THREADS if name not in environment}
     # NPROC is what XLA takes the size of its thread pool from.
     settings |= {name: "1" for name in ("NPROC", *_THREADS) if name not in environment}
-    flags = environment.get("XLA_FLAGS", "")
-    if "xla_cpu_multi_thread_eigen" not in flags:
-        settings["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
+    flags = environment.get("XLA_FLAGS", "").split()
+    given = {flag.partition("=")[0] for flag in flags}
+    more = [flag for flag in cpu_flags(_jaxlib()) if flag.partition("=")[0] not in given]
+    if more:
+        settings["XLA_FLAGS"] = " ".join([*flags, *more])
     return settings
+
+
+def cpu_flags(jaxlib: tuple[int, ...]) -> list[str]:
+    """What XLA is told where it computes on the CPU.
+
+    The code that jaxlib 0.10 makes by default for our sums over neighbours and small products uses
+    no vector instructions: a step takes six times as long. Other versions have no such switch, or
+    need none, and a flag that XLA does not know ends the process.
+    """
+    flags = ["--xla_cpu_multi_thread_eigen=false"]
+    if jaxlib[:2] == (0, 10):
+        flags += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_experimental_ynn_fusion_type="]
+    return flags
+
+
+@functools.cache
+def _jaxlib() -> tuple[int, ...]:
+    """The version of jaxlib, which is not imported here; empty if there is none."""
+    try:
+        version = importlib.metadata.version("jaxlib")
+    except importlib.metadata.PackageNotFoundError:
+        return ()
+    return tuple(int(part) for part in version.split(".")[:3] if part.isdecimal())
 
 
 def memory_fraction(share: int) -> str:
