@@ -88,6 +88,17 @@ def test_no_patch_does_anything_twice() -> None:
     assert not [patch.name for patch in compat.PATCHES if patch.needed()] or before
 
 
+def test_products_of_float32_are_not_rounded_in_training_or_in_exported_models() -> None:
+    """On a CPU they are exact anyway: what XLA is asked for is looked at."""
+    from ensq.train.models.dense import linear
+
+    shapes = [jax.ShapeDtypeStruct(shape, "float32") for shape in ((4, 3), (3, 5))]
+    text = jax.jit(linear).lower(*shapes).as_text()
+    assert "precision = [HIGHEST, HIGHEST]" in text
+    rounded = jax.jit(lambda w, x: linear(w, x, True)).lower(*shapes).as_text()
+    assert "bf16" in rounded and "bf16" not in text
+
+
 def test_a_model_file_reads_back_what_was_written() -> None:
     from chemtrain.deploy._protobuf import model_pb2
 

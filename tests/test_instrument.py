@@ -410,7 +410,7 @@ def test_one_layer_without_the_triple_product_would_not_tell_them_apart(
 ) -> None:
     model = by_default(1, False)
 
-    def nothing(weights: Any, vector: Any, environment: Any, graph: Any) -> Any:
+    def nothing(weights: Any, vector: Any, *others: Any) -> Any:
         return jnp.zeros_like(vector[0])
 
     monkeypatch.setattr(allegro, "_triple_product", nothing)
