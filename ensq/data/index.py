@@ -69,7 +69,10 @@ class Index:
 
 def is_converted(path: Path) -> bool:
     """Whether a data path is a converted set."""
-    return (path / NAME).is_file()
+    try:
+        return (path / NAME).is_file()
+    except OSError:  # a name too long
+        return False
 
 
 def dumps(index: Index) -> bytes:
