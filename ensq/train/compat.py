@@ -165,7 +165,7 @@ def apply() -> None:
     jax.config.update("jax_threefry_partitionable", False)
     # float32 means float32: current GPUs would otherwise round the factors of matrix products to
     # 10 bits (TF32), in training and in exported models. Left alone where the user has set it.
-    if jax.config.jax_default_matmul_precision is None:
+    if getattr(jax.config, "jax_default_matmul_precision", None) is None:
         jax.config.update("jax_default_matmul_precision", "highest")
 
 
