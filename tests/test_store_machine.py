@@ -50,7 +50,7 @@ def test_store_agrees_with_the_model_on_sqlite(memory: str) -> None:
     wanted = {(rule, end) for rule in writes for end in ("accepted", "lost")}
     wanted |= {("claim", "3"), ("claim beside", "1")}
     seen: Counter[tuple[str, str]] = Counter()
-    for _ in range(4):  # it goes by chance
+    for _ in range(12):  # it goes by chance
         seen += run(memory, 40)
         if seen.keys() >= wanted:
             break
