@@ -55,8 +55,11 @@ def overview(standings: Sequence[Standing], hint: str) -> list[str]:
     """A line for each ensemble: those that are not ended first, and the newest of the others."""
     from ensq.jobs import TERMINAL
 
-    ended = [one for one in standings if all(tally.state in TERMINAL for tally in one.tallies)]
-    under_way = [one for one in standings if one not in ended]
+    under_way: list[Standing] = []
+    ended: list[Standing] = []
+    for one in standings:
+        is_ended = all(tally.state in TERMINAL for tally in one.tallies)
+        (ended if is_ended else under_way).append(one)
     shown = [*under_way, *reversed(ended)][:LINES]
     lines = [_in_a_line(standing) for standing in shown]
     if hidden := len(standings) - len(shown):
