@@ -11,34 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from convert_tools import KEYS, UNITS, convert, load, small_pieces  # noqa: F401
 from data_tools import BOTH, FORCES, T, arrays, run_config, save
 from fuzz_arrays import data_arrays, npz_mutator
 
 from ensq import data
-from ensq.config.structs import DataConfig, GammasConfig, KeysConfig, UnitsConfig
-from ensq.data import index, stored
-from ensq.data.converting import Converted, convert_set
+from ensq.config.structs import DataConfig, GammasConfig, UnitsConfig
+from ensq.data import index
+from ensq.data.converting import Converted
 from ensq.data.examining import examine
 from ensq.errors import DataError, DiskError, EnsqError, UsageError
 from ensq.units import EnergyUnit
-
-UNITS, KEYS = UnitsConfig(), KeysConfig()
-
-
-@pytest.fixture(autouse=True)
-def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three frames of the small set at a time, so that every set is read in several pieces."""
-    monkeypatch.setattr(stored, "_BEADS_AT_ONCE", 12)
-
-
-def convert(
-    source: Path, *, units: UnitsConfig = UNITS, keys: KeysConfig = KEYS, name: str = "set"
-) -> Converted:
-    return convert_set(source, source.parent / name, units=units, keys=keys)
-
-
-def load(path: Path, units: UnitsConfig = UNITS, unit: EnergyUnit = "kcal/mol") -> data.Source:
-    return data.load(path, DataConfig(path="x", units=units), None, unit)
 
 
 def assert_same(source: Path, units: UnitsConfig = UNITS, unit: EnergyUnit = "kcal/mol") -> Path:

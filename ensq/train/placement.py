@@ -6,12 +6,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from ensq import data
 from ensq.config import RunConfig
 from ensq.errors import ConfigError
+from ensq.train import environment
 from ensq.train.neighbours import build_neighbours, is_periodic
 
 # Shares that the data may take: activations of the model need the rest of the device; on the host
@@ -60,8 +60,7 @@ def estimate(source: data.Source, split: data.Split, config: RunConfig) -> int:
 def budget() -> int:
     """Bytes that the data may take on the device."""
     host = int(_OF_HOST * host_memory())
-    told = jax.local_devices()[0].memory_stats() or {}
-    limit = told.get("bytes_limit")
+    _, limit = environment.memory()
     return host if limit is None else min(host, int(_OF_DEVICE * limit))
 
 
