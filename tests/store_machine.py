@@ -64,8 +64,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.host_of: dict[str, Host] = {}  # by worker
         self.done: dict[int, str] = {}
 
-    @initialize(skews=st.tuples(SKEW, SKEW, SKEW))
-    def start(self, skews: tuple[float, ...]) -> None:
+    @initialize(skews=st.tuples(SKEW, SKEW, SKEW), first=st.sampled_from([2, 3]))
+    def start(self, skews: tuple[float, ...], first: int) -> None:
         for name, database, skew in zip(HOSTS, self.shared, skews, strict=True):
             host = Host(
                 database,
@@ -77,7 +77,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.hosts[name] = host
             self.new_worker(name)
         self.add("one", [1, 2, 3])
-        self.claim("a", 2, False)
+        self.claim("a", first, False)  # what a worker with packs of two, or of three, gets
         self.claim("b", 1, False)
 
     # Helpers
