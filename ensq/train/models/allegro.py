@@ -31,7 +31,7 @@ from jax import Array
 from jaxtyping import Float, Int, PRNGKeyArray
 
 from ensq.config.model import AllegroConfig
-from ensq.train.models.dense import Weights, linear
+from ensq.train.models.dense import Weights, components, join, linear, split
 from ensq.train.models.graph import Graph
 from ensq.train.models.tensor import Irrep, Path, contract, paths, spherical_harmonics
 
@@ -133,7 +133,7 @@ class Allegro:
         scaled = radius / self.cutoff
         envelope = jnp.where(graph.used, _envelope(scaled, cfg.envelope_p), 0.0)
         unit = graph.vectors / radius
-        harmonics = spherical_harmonics(unit[0], unit[1], unit[2], cfg.max_ell)
+        harmonics = spherical_harmonics(*components(unit), cfg.max_ell)
         # the sum over about n neighbours of random sign has variance 1
         weight = envelope / math.sqrt(self.avg_num_neighbors)
         damped = [[weight]] + [[weight * c for c in degree] for degree in harmonics]
@@ -158,14 +158,14 @@ class Allegro:
                 flat.append(
                     _triple_product(own["cross"], vector, environment[1], graph, self.mixed)
                 )
-            update = _mlp(own["latent"], jnp.concatenate([x, *flat], axis=0), self.mixed)
+            update = _mlp(own["latent"], join([x, *flat]), self.mixed)
             x = (x + update) * math.sqrt(0.5)
             if layer + 1 < cfg.num_layers:
                 features = {
                     out: _mix(own[_mix_name(out)], parts, self.mixed) for out, parts in made.items()
                 }
-        energies = _mlp(params["readout"], x, self.mixed)[0] * weight
-        return graph.collect(energies)
+        (energies,) = components(_mlp(params["readout"], x, self.mixed))
+        return graph.collect(energies * weight)
 
     def _embed(
         self, params: Params, graph: Graph, scaled: Float[Array, " *e"]
@@ -206,7 +206,7 @@ def _one_hot(index: Int[Array, " *e"], classes: int, dtype: Any) -> Float[Array,
 
 def _per_degree(x: Float[Array, " n *e"], degrees: int) -> list[Float[Array, " C *e"]]:
     """[degrees * C, *e] to one [C, *e] for each degree."""
-    return jnp.split(x, degrees, axis=0)
+    return list(split(x, (x.shape[0] // degrees,) * degrees))
 
 
 def _envelope(x: Float[Array, " *e"], p: int) -> Float[Array, " *e"]:
@@ -229,7 +229,7 @@ def _bessel(x: Float[Array, " *e"], count: int) -> Float[Array, " {count} *e"]:
         now = rows[-1]
         rows.append(twice * now - before)
         before = now
-    return jnp.stack(rows)
+    return join([row[None] for row in rows])
 
 
 def _products(
@@ -252,7 +252,7 @@ def _mix(
 ) -> list[Float[Array, " C *e"]]:
     """New channels of one irrep from all channels of all its products."""
     return [
-        linear(weight, jnp.concatenate([part[m] for part in parts], axis=0), mixed)
+        linear(weight, join([part[m] for part in parts]), mixed)
         for m in range(len(parts[0]))
     ]
 
