@@ -16,6 +16,8 @@ from model_tools import chain, frames_of, make_model, parameters
 from ensq.train.models import allegro, dense
 
 EDGES = (3, 4)  # axes of edges
+# Runtimes of jaxlib: 0.4 has two.
+OPTIONS = [{}, *([{"xla_cpu_use_thunk_runtime": False}] if jax.__version_info__ < (0, 5) else [])]
 
 
 def mixture(linear: Any, split: Any, join: Any, weight: Any, x: Any) -> Any:
@@ -83,3 +85,16 @@ def test_joints_of_jax_would_make_some(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(allegro, "join", jnp.concatenate)
     # current JAX splits in the derivative of a concatenation, as ours does
     assert (padded_edges((2, 1, "so3")) > 0) == (jax.__version_info__ < (0, 5))
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_mixed_products_are_of_rounded_factors(options: dict[str, bool]) -> None:
+    """As a worker sets up jaxlib 0.4.36, XLA leaves a mere conversion there and back out."""
+    rng = np.random.default_rng(0)
+    weight, x = (rng.normal(size=shape).astype(np.float32) for shape in ((8, 16), (16, 100)))
+    product = jax.jit(lambda w, x: dense.linear(w, jnp.sin(x), True), compiler_options=options)
+    rounded = [np.asarray(one).astype(jnp.bfloat16) for one in (weight, np.sin(x))]
+    wanted = rounded[0].astype(np.float64) @ rounded[1].astype(np.float64)
+    got = np.asarray(product(weight, x))
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
+    assert np.abs(got - weight @ np.sin(x)).max() > 1e-3

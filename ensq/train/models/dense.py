@@ -58,8 +58,13 @@ def _product(
 ) -> Array:
     if not mixed:
         return jnp.tensordot(left, right, axes=axes)
-    a, b = (jnp.asarray(one).astype(jnp.bfloat16) for one in (left, right))
+    a, b = (_rounded(jnp.asarray(one)) for one in (left, right))
     return jnp.tensordot(a, b, axes=axes, preferred_element_type=right.dtype)
+
+
+def _rounded(x: Array) -> Array:
+    """In bfloat16. Where a device has no such products, XLA would leave a mere conversion out."""
+    return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7).astype(jnp.bfloat16)
 
 
 def _linear_forward(weight: Weights, x: Array, mixed: bool) -> tuple[Array, tuple[Weights, Array]]:
