@@ -29,8 +29,8 @@ def mixture(linear: Any, split: Any, join: Any, weight: Any, x: Any) -> Any:
 
 def test_derivatives_of_all_orders_are_those_of_jax() -> None:
     rng = np.random.default_rng(0)
-    ours = (dense.linear, dense.split, dense.join)
-    plain = (
+    ours: tuple[Any, ...] = (dense.linear, dense.split, dense.join)
+    plain: tuple[Any, ...] = (
         lambda w, x: jnp.tensordot(w, x, axes=1),
         lambda x, sizes: jnp.split(x, np.cumsum(sizes)[:-1]),
         jnp.concatenate,

@@ -133,7 +133,8 @@ class Allegro:
         scaled = radius / self.cutoff
         envelope = jnp.where(graph.used, _envelope(scaled, cfg.envelope_p), 0.0)
         unit = graph.vectors / radius
-        harmonics = spherical_harmonics(*components(unit), cfg.max_ell)
+        x, y, z = components(unit)
+        harmonics = spherical_harmonics(x, y, z, cfg.max_ell)
         # the sum over about n neighbours of random sign has variance 1
         weight = envelope / math.sqrt(self.avg_num_neighbors)
         damped = [[weight]] + [[weight * c for c in degree] for degree in harmonics]
@@ -251,10 +252,7 @@ def _mix(
     weight: Float[Weights, "C n"], parts: list[list[Float[Array, " _ *e"]]], mixed: bool
 ) -> list[Float[Array, " C *e"]]:
     """New channels of one irrep from all channels of all its products."""
-    return [
-        linear(weight, join([part[m] for part in parts]), mixed)
-        for m in range(len(parts[0]))
-    ]
+    return [linear(weight, join([part[m] for part in parts]), mixed) for m in range(len(parts[0]))]
 
 
 def _triple_product(

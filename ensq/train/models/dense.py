@@ -38,7 +38,7 @@ def linear(
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _backward(
-    weight: Float[Weights, "out in"], g: Float[Array, "out *e"], mixed: bool
+    weight: Float[Weights, "out in"], g: Float[Array, " out *e"], mixed: bool
 ) -> Float[Array, " in *e"]:
     """The map of the transposed weights, which are never written down as such."""
     return _product(weight, g, ((0,), (0,)), mixed)
