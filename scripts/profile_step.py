@@ -5,8 +5,9 @@
 Times the parts of one step of one member, each compiled by itself on the same batch: the network's
 parts (forward only), then energy, energy with forces, and the gradient of the loss. For each it
 shows the floating-point operations and bytes that XLA counts, and what share of the device's speed
-that is: the speed of a large matrix product and of a large copy, measured here and now. A part that
-reaches a small share of both is bound by neither, but by the number of small loops or kernels.
+that is: the speed of a large matrix product and of copies of arrays as large as those of a step,
+measured here and now. A part that reaches a small share of both is bound by neither, but by the
+number of small loops or kernels.
 """
 
 from __future__ import annotations
@@ -68,13 +69,35 @@ def measure(part: str, function: Callable[..., Any], *arguments: Any) -> Measure
     )
 
 
-def limits() -> tuple[float, float]:
-    """Gflop/s of a matrix product and Gbyte/s of a copy (read and written)."""
+class Limits(NamedTuple):
+    """What the device does at best."""
+
+    gflops: float  # of a matrix product
+    memory: float  # Gbyte/s of a copy, read and written, of arrays that fit no cache
+    edges: float  # the same of arrays as large as those of a step
+
+
+def limits(bytes_of_array: int) -> Limits:
     square = jnp.ones((1024, 1024), jnp.float32)
     flops = 2 * 1024**3 / seconds_of(jax.jit(lambda a: a @ a), square)
-    long = jnp.ones(2**26, jnp.float32)
-    bandwidth = 2 * long.nbytes / seconds_of(jax.jit(lambda a: a + 1), long)
-    return flops / 1e9, bandwidth / 1e9
+    return Limits(flops / 1e9, copied(2**26, 1), copied(bytes_of_array // 4, 200))
+
+
+def copied(size: int, times: int) -> float:
+    """Gbyte/s where two arrays are written from each other, again and again."""
+
+    def body(_: int, pair: tuple[Any, Any]) -> tuple[Any, Any]:
+        return pair[1] + 1, pair[0] + 1
+
+    run = jax.jit(lambda pair: jax.lax.fori_loop(0, times, body, pair))
+    pair = jnp.ones(size, jnp.float32), jnp.zeros(size, jnp.float32)
+    return 4 * pair[0].nbytes * times / seconds_of(run, pair) / 1e9
+
+
+def latent_bytes(program: Program, frames: int) -> int:
+    """Of one array of the hidden features of all edges of a batch."""
+    _, beads, width = program.dataset.training[0].frames.nbr.shape
+    return 4 * frames * beads * width * program.config.model.allegro.mlp_n_hidden
 
 
 def network_parts(program: Program, params: Any, frames: Any) -> list[Measured]:
@@ -145,14 +168,15 @@ def main() -> None:
     frames = given.batch or program.batch
     batch = jax.tree_util.tree_map(lambda leaf: leaf[:frames], dataset.training[0])
     params = program.new_member(0).params
-    peak, bandwidth = limits()
+    found = limits(latent_bytes(program, frames))
     print(f"{environment.device()}, jax {jax.__version__}, batch of {frames} frames")
-    print(f"matrix product {peak:.3g} Gflop/s, copy {bandwidth:.3g} Gbyte/s")
+    print(f"matrix product {found.gflops:.3g} Gflop/s, copy {found.memory:.3g} Gbyte/s, of")
+    print(f"arrays that fit a cache as well as those of a step {found.edges:.3g} Gbyte/s")
     print(f"{'part':<22}{'ms':>9}{'Mflop':>9}{'Mbyte':>9}{'of peak':>9}{'of copy':>9}")
     rows = [*network_parts(program, params, batch.frames), *step_parts(program, params, batch)]
     for row in rows:
-        of_peak = row.mflop / row.ms / peak
-        of_copy = row.mbyte / row.ms / bandwidth
+        of_peak = row.mflop / row.ms / found.gflops
+        of_copy = row.mbyte / row.ms / found.edges
         print(
             f"{row.part:<22}{row.ms:>9.3f}{row.mflop:>9.1f}{row.mbyte:>9.1f}"
             f"{of_peak:>9.0%}{of_copy:>9.0%}"
@@ -161,8 +185,9 @@ def main() -> None:
         told = {
             "device": environment.device(),
             "versions": environment.versions(),
-            "gflop_per_s": peak,
-            "gbyte_per_s": bandwidth,
+            "gflop_per_s": found.gflops,
+            "gbyte_per_s": found.memory,
+            "gbyte_per_s_of_edges": found.edges,
             "rows": [row._asdict() for row in rows],
         }
         given.json.write_text(json.dumps(told, indent=1) + "\n")
