@@ -92,7 +92,8 @@ RULES: dict[str, frozenset[str]] = {
         ),
         "ensq.train": (
             "numpy msgspec google ensq ensq.train ensq.config ensq.data ensq.errors ensq.jobs "
-            "ensq.rundir ensq.seal ensq.faults ensq.worker.protocol " + " ".join(JAX_WORLD)
+            "ensq.rundir ensq.seal ensq.faults ensq.worker.meeting ensq.worker.protocol "
+            + " ".join(JAX_WORLD)
         ),
     }.items()
 }

@@ -36,6 +36,14 @@ from ensq.cli.common import AUTO, database, pack_option, url_of
     show_default=True,
     help="Seconds before SLURM's time limit at which to stop, at most; less where that is enough.",
 )
+@click.option(
+    "--processes",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="P",
+    help="One worker that is all P tasks of a SLURM step: for models too large for one node.",
+)
 @database
 def worker(
     db: str | None,
@@ -46,6 +54,7 @@ def worker(
     drain: bool,
     lease: float,
     margin: float,
+    processes: int,
 ) -> int:
     """Claim members, train them, record them; until nothing is left to take.
 
@@ -54,18 +63,20 @@ def worker(
     failed for good; 69 database; 75 stopped with work left, to be started again; 78 the data are
     not what was enqueued.
     """
+    from ensq.worker.processes import run_processes
     from ensq.worker.supervisor import WorkerOptions, run_worker
 
-    return run_worker(
-        WorkerOptions(
-            url=url_of(db),
-            ensemble=name,
-            max_jobs=max_jobs,
-            pack=None if pack == AUTO else int(pack),
-            share=share,
-            drain=drain,
-            lease_seconds=lease,
-            deadline_margin=margin,
-            ends_process=True,
-        )
+    size = None if pack == AUTO else int(pack)
+    options = WorkerOptions(
+        url=url_of(db),
+        ensemble=name,
+        max_jobs=max_jobs,
+        # Who takes several nodes for a member has no room for another one beside it.
+        pack=1 if size is None and processes > 1 else size,
+        share=share,
+        drain=drain,
+        lease_seconds=lease,
+        deadline_margin=margin,
+        ends_process=True,
     )
+    return run_worker(options) if processes == 1 else run_processes(options, processes)

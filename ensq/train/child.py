@@ -14,19 +14,26 @@ import queue
 import resource
 import sys
 import threading
+import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from ensq import config as configuration
 from ensq import faults
-from ensq.errors import CheckpointError, ConfigError, DataError, DiskError, MismatchError
+from ensq.errors import CheckpointError, ConfigError, DataError, DiskError, EnsqError, MismatchError
 from ensq.rundir import DISK_ERRORS, RunDir
+from ensq.train import channel
+from ensq.train.channel import Company, Kind
 from ensq.worker import protocol
 
+if TYPE_CHECKING:
+    from ensq.config import RunConfig
+    from ensq.train.dataset import Dataset
+    from ensq.train.pack import Program
+
 EXIT_ORPHANED = 3
-Kind = Literal["mismatch", "data", "checkpoint", "exception", "memory", "disk"]
 _Work = protocol.Train | protocol.Prepare | protocol.Probe | protocol.Quit
 
 
@@ -80,8 +87,13 @@ class Line:
 class Workshop:
     """Keeps the last program, so that the next members of an ensemble need no compilation."""
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, line: Line, company: Company | None = None) -> None:
+        """``company``: other processes that train with this one."""
         self._line = line
+        self._company = company
+        self._members: tuple[protocol.MemberTask, ...] = ()  # in training
+        if company is not None:
+            company.on_trouble = self._fail
         self._key: tuple[str, str] | None = None
         self._trainer: object | None = None
 
@@ -90,7 +102,10 @@ class Workshop:
         from ensq.train.trainer import Trainer
 
         kind: Kind | None = None
+        self._members = command.members
         try:
+            if self._company is not None and command.log:
+                self._company.order(channel.Log(path=command.log))
             trainer = self._trainer_for(command)
             assert isinstance(trainer, Trainer)
             trainer.train(command.members, self._line)
@@ -101,9 +116,18 @@ class Workshop:
             message = message or type(error).__name__
         if kind is None:
             return
+        if self._company is not None:
+            # Where another process is gone, that is the reason; it ends this one, too.
+            time.sleep(channel.CAUSE)
+            self._fail(kind, message)
+            # The others may be in an exchange that this one has left: all begin anew.
+            os._exit(channel.EXIT_ALONE)
         if kind in ("memory", "exception"):
             self._drop()  # now that no traceback holds its arrays any more
-        for member in command.members:
+        self._fail(kind, message)
+
+    def _fail(self, kind: Kind, message: str) -> None:
+        for member in self._members:
             self._line.send(protocol.MemberFailed(job_id=member.job_id, kind=kind, message=message))
 
     def prepare(self, command: protocol.Prepare) -> None:
@@ -158,7 +182,6 @@ class Workshop:
     def _trainer_for(self, command: protocol.Train | protocol.Prepare) -> object:
         from ensq.train import environment
         from ensq.train.dataset import prepare
-        from ensq.train.pack import Program
         from ensq.train.trainer import Trainer
 
         key = (command.config, command.data_digest)
@@ -174,9 +197,31 @@ class Workshop:
                 self._say,
                 Path(command.run_folder),
             )
-            self._trainer = Trainer(Program(config, dataset), config, command.data_digest)
+            program = self._program(config, dataset, command)
+            self._trainer = Trainer(program, config, command.data_digest)
             self._key = key
         return self._trainer
+
+    def _program(
+        self, config: RunConfig, dataset: Dataset, command: protocol.Train | protocol.Prepare
+    ) -> Program:
+        from ensq.train.pack import Program
+
+        if self._company is None:
+            return Program(config, dataset)
+        from ensq.train.leading import LeadingProgram
+
+        self._company.order(
+            channel.Begin(
+                config=command.config,
+                run_folder=command.run_folder,
+                data_path=command.data_path,
+                data_digest=command.data_digest,
+                placement="device" if dataset.hosted is None else "host",
+            )
+        )
+        self._company.wait_done()
+        return LeadingProgram(config, dataset, self._company)
 
 
 def kind_of(error: Exception) -> Kind:
@@ -229,15 +274,38 @@ def leave_traces() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
+def gathered(meeting: Path | None, listener: int) -> Company | None:
+    """The other processes that train with this one, once they are there; None if it is alone."""
+    if meeting is None:
+        return None
+    from ensq.train.gathering import lead
+
+    try:
+        return lead(meeting, listener)
+    except Exception as error:
+        if not isinstance(error, EnsqError):
+            traceback.print_exc()
+        print(f"the processes did not come together: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--events-fd", type=int, required=True)
+    parser.add_argument("--meeting", type=Path)  # where other processes find this one …
+    parser.add_argument("--listener", type=int)  # … and the socket at which they do
+    return parser.parse_args()
+
+
 def main() -> NoReturn:
     """Serve commands until told to quit or until the supervisor is gone."""
     leave_traces()
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--events-fd", type=int, required=True)
-    line = Line(parser.parse_args().events_fd)
+    arguments = _arguments()
+    line = Line(arguments.events_fd)
     from ensq.train import environment
 
     faults.point("trainer.imported")
+    company = gathered(arguments.meeting, arguments.listener)
     line.send(
         protocol.Ready(
             pid=os.getpid(),
@@ -248,7 +316,7 @@ def main() -> NoReturn:
         )
     )
     faults.point("trainer.ready")
-    workshop = Workshop(line)
+    workshop = Workshop(line, company)
     while not isinstance(command := line.next(), protocol.Quit):
         if not isinstance(command, protocol.Probe) and command.log:
             turn_to_log(command.log)
@@ -261,6 +329,8 @@ def main() -> NoReturn:
                 workshop.prepare(command)
             case protocol.Probe():
                 workshop.probe(command)
+    if company is not None:
+        company.leave()
     # The thread that reads the input can't be woken, and Python's own way out trips over it.
     with suppress(OSError):
         sys.stdout.flush()

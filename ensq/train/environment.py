@@ -49,7 +49,7 @@ def memory() -> tuple[int | None, int | None]:
 
     None where the device does not say, as a CPU.
     """
-    stats = jax.devices()[0].memory_stats() or {}
+    stats = jax.local_devices()[0].memory_stats() or {}
     return stats.get("peak_bytes_in_use"), stats.get("bytes_limit")
 
 

@@ -55,6 +55,7 @@ class Resident:
 
     def __init__(self, dataset: Dataset, batch: int, dtype: Any, put: Put) -> None:
         self._training, self._dtype = put(dataset.training), dtype
+        self._first = dataset.training[0].frames
         self._validation = []
         for group, part in enumerate(dataset.validation):
             if part.n_frames:
@@ -64,7 +65,7 @@ class Resident:
     @property
     def example(self) -> Frames:
         """One frame, by which models are initialised."""
-        return jax.tree_util.tree_map(lambda leaf: leaf[:1], self._training[0].frames)
+        return jax.tree_util.tree_map(lambda leaf: leaf[:1], self._first)
 
     def steps(self, batches: Batches, at: int) -> Piece:
         """The piece that holds step ``at`` of the epoch that ``batches`` is of."""

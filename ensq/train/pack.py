@@ -157,12 +157,28 @@ class Program:
     def begin_stage(self, lanes: Lanes, epoch: int) -> Lanes:
         """A new optimiser state; parameters go on from the stage before."""
         init = jax.vmap(self._optimizers[self.stage_of(epoch)].init)
-        return self.spread(lanes._replace(optimizer=init(lanes.params)))
+        devices = self.devices.grid(_members(lanes.params))
+        made = init(lanes.params) if devices is None else devices.of_members(init, lanes.params)
+        return self.spread(lanes._replace(optimizer=made))
 
     def spread(self, lanes: Lanes) -> Lanes:
         """The lanes on the devices that train them."""
         devices = self.devices.grid(_members(lanes.params))
         return lanes if devices is None else devices.spread(lanes)
+
+    def take(self, lanes: Lanes, kept: NDArray[Any]) -> Lanes:
+        """The lanes of some members alone, by their places."""
+        return self.spread(jax.tree_util.tree_map(lambda leaf: leaf[kept], lanes))
+
+    def fetch(self, lanes: Lanes, *fields: str) -> Sequence[Any]:
+        """Copies of parts of the state on the host."""
+        return [self.devices.fetch(getattr(lanes, name)) for name in fields]
+
+    def structures(self) -> list[Any]:
+        """How the tree of a state is built in each stage."""
+        member = self._fresh(0)
+        states = [one.init(member.params) for one in self._optimizers]
+        return [jax.tree_util.tree_structure(member._replace(optimizer=one)) for one in states]
 
     def evaluated(self, lanes: Lanes) -> Params:
         """The parameters that are validated and exported: averaged ones if there are any."""
@@ -242,7 +258,8 @@ class Program:
         parts = []
         for piece in self.feed.validation():
             errors = self._evaluator(params, piece, members)(params, piece.part, piece.index)
-            parts.append([np.asarray(one, np.float64)[:, : piece.frames] for one in errors])
+            found = map(self.devices.fetch, errors)
+            parts.append([np.asarray(one, np.float64)[:, : piece.frames] for one in found])
         place = self.dataset.validated.place
         force, energy, species = (
             np.concatenate(arrays, axis=1)[:, place] for arrays in zip(*parts, strict=True)
@@ -289,7 +306,7 @@ class Program:
 
     def keep_best(self, lanes: Lanes, improved: NDArray[np.bool_]) -> Lanes:
         """Take the evaluated parameters as the best ones where ``improved`` [K]."""
-        return self._keep_best(lanes, self.evaluated(lanes), jnp.asarray(improved))
+        return self._keep_best(lanes, self.evaluated(lanes), np.asarray(improved))
 
 
 def _keep_best(lanes: Lanes, evaluated: Params, improved: jax.Array) -> Lanes:

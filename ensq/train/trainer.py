@@ -138,8 +138,11 @@ class Pack:
                 return False
             self._finish_epoch()
             self._shrink()
-        for place, member in self._active():
-            self._finish_member(place, member)
+        active = self._active()
+        if active:
+            (best,) = self.program.fetch(self.lanes, "best")
+            for place, member in active:
+                self._finish_member(lane(best, place), member)
         return True
 
     def _active(self) -> list[tuple[int, Member]]:
@@ -161,9 +164,7 @@ class Pack:
             protocol.Phase(text=f"the pack goes on with {len(active)} of its {now} members")
         )
         kept = np.array([place for place, _ in active])
-        self.lanes = self.program.spread(
-            jax.tree_util.tree_map(lambda leaf: leaf[kept], self.lanes)
-        )
+        self.lanes = self.program.take(self.lanes, kept)
         self.members = [member for _, member in active]
 
     # -- one epoch -----------------------------------------------------------------------------
@@ -250,8 +251,8 @@ class Pack:
         """Losses of the active members; a member without finite ones is reported and ends."""
         dataset = self.program.dataset
         frames = self.batch_frames
-        batch_losses = np.asarray(self.lanes.batch_losses, np.float64)
-        alive = np.asarray(self.lanes.alive)
+        batch_losses, alive = self.program.fetch(self.lanes, "batch_losses", "alive")
+        batch_losses = np.asarray(batch_losses, np.float64)
         epoch = self.place.epoch
         rate = self.program.learning_rate(epoch - 1, self.program.steps_per_epoch - 1)
         seconds = self.seconds + time.monotonic() - began
@@ -305,7 +306,7 @@ class Pack:
             return written
         self.control.settle()
         # A copy: the arrays of the lanes are given away to the next step.
-        host = jax.tree_util.tree_map(lambda leaf: np.array(leaf), self.lanes)
+        host = Lanes(*self.program.fetch(self.lanes, *Lanes._fields))
         states = [
             (member, lane(host, place), copy.copy(member.record))
             for place, member in self._active()
@@ -339,10 +340,10 @@ class Pack:
                 old.unlink(missing_ok=True)
         member.written = member.written[-KEPT_CHECKPOINTS:]
 
-    def _finish_member(self, place: int, member: Member) -> None:
+    def _finish_member(self, best: Any, member: Member) -> None:
         dataset, record = self.program.dataset, member.record
         result = MemberResult(
-            params=lane(self.lanes.best, place),
+            params=best,
             seed=record.seed,
             best_epoch=record.best_epoch,
             best_loss=record.best_loss,

@@ -79,7 +79,9 @@ class TrainerChild:
         log_path: Path,
         environment: Mapping[str, str],
         headline: Sequence[str] = (),
+        passes: Sequence[int] = (),
     ) -> None:
+        """``passes``: file descriptors that it gets besides its own."""
         self.environment = dict(environment)
         self.begin_log(log_path, headline)
         self.ready: Ready | None = None
@@ -94,7 +96,7 @@ class TrainerChild:
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    pass_fds=(events_fd,),
+                    pass_fds=(events_fd, *passes),
                     start_new_session=True,
                     env=self.environment,
                     bufsize=0,

@@ -49,6 +49,7 @@ class WorkerOptions:
     failures_in_a_row: int = 3  # within a minute: the host is at fault, and the worker leaves
     policy: Policy = field(default_factory=Policy)
     trainer: tuple[str, ...] = (sys.executable, "-m", "ensq.train.child")
+    passes: tuple[int, ...] = ()  # file descriptors that the trainer gets, too
     parent_fd: int | None = field(default_factory=parent_fd)
     ends_process: bool = False  # nothing is done after it: see StopSignals
     log: Callable[[str], None] = log_to_stderr

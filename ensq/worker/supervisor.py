@@ -348,8 +348,9 @@ class Worker:
                     self._child.begin_log(log_path, self._headline())
                     return self._child
                 self._child.quit(_QUIT_PATIENCE)
+            command, passes = self._options.trainer, self._options.passes
             self._child = TrainerChild(
-                self._options.trainer, log_path, self._environment(), self._headline()
+                command, log_path, self._environment(), self._headline(), passes
             )
         except OSError as error:
             raise DiskError(
