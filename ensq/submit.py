@@ -84,6 +84,7 @@ def plan(
 
 _AS_THEY_ARE = (
     *("partition", "account", "qos", "constraint", "cpus", "memory", "workers_per_gpu", "pack"),
+    "processes",
     *("modules", "setup", "command", "options", "scratch", "requeue", "signal", "finalize"),
     "extra",
 )

@@ -257,10 +257,18 @@ class Fake(Ensemble):
 class Real(Ensemble):
     """A tiny model, trained by the real trainer through the command line."""
 
-    def __init__(self, cluster: Cluster, folder: Path, *, seeds: int = 1, epochs: int) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        folder: Path,
+        *,
+        seeds: int = 1,
+        epochs: int,
+        settings: Sequence[str] = SLOWER,
+    ) -> None:
         super().__init__(cluster, folder)
         self.seeds, self.name = seeds, "tiny"
-        settings = (*SLOWER, f"training.stages.0.epochs={epochs - 1}")
+        settings = (*settings, f"training.stages.0.epochs={epochs - 1}")
         self.options = [text for setting in settings for text in ("--set", setting)]
         write_config(folder, seeds)
         done = self.ensq("enqueue", "tiny.yaml", *self.options)

@@ -63,6 +63,7 @@ FULL = JobPlan(
 PLANS = {
     "least": LEAST,
     "full": FULL,
+    "processes": replace(LEAST, processes=4, gpus="4"),
     "no_requeue": replace(LEAST, requeue=False, finalize=False, gpus="0"),
 }
 

@@ -232,6 +232,7 @@ def test_the_section_changes_nothing_that_is_trained(tmp_path: Path) -> None:
         ("extra: ['--mail-type=END # x']", "a character that ends a directive"),
         ("scratch: $(rm -r x)", "scratch: the path of a folder"),
         ("workers_per_gpu: 2\n  gpus: 2", "workers_per_gpu is for workers that share one GPU"),
+        ("workers_per_gpu: 2\n  processes: 2", "processes for one worker that takes"),
         ("partitions: gpu", "did you mean partition?"),
         ("command: ''", "command is empty"),
     ],

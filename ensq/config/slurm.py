@@ -41,6 +41,7 @@ class SlurmConfig(Strict, frozen=True):
     memory: str | None = None  # of an element of the array, as in 16G
     workers: PositiveInt | None = None  # at most; null: one for each open member
     workers_per_gpu: Annotated[int, Meta(ge=1, le=64)] = 1
+    processes: PositiveInt = 1  # of a worker, each on a node of its own
     pack: PositiveInt | Literal["auto"] = "auto"  # members that a worker trains together
     modules: tuple[str, ...] = ()
     setup: tuple[str, ...] = ()  # lines of shell
@@ -64,6 +65,11 @@ class SlurmConfig(Strict, frozen=True):
         if self.workers_per_gpu > 1 and self.gpu_count != 1:
             raise ValueError(
                 f"workers_per_gpu is for workers that share one GPU, and gpus is {self.gpus}"
+            )
+        if self.workers_per_gpu > 1 and self.processes > 1:
+            raise ValueError(
+                "workers_per_gpu is for workers that share one GPU, and processes for one worker "
+                "that takes those of several nodes"
             )
         for name in self.environment:
             _matches("environment", name, _VARIABLE, "names of variables")

@@ -35,6 +35,7 @@ class JobPlan:
     cpus: int | None = None
     memory: str | None = None
     workers_per_gpu: int = 1
+    processes: int = 1  # of a worker, on as many nodes
     pack: int | str = "auto"
     modules: tuple[str, ...] = ()
     setup: tuple[str, ...] = ()
@@ -85,8 +86,9 @@ def directives(plan: JobPlan) -> list[str]:
         ("qos", plan.qos),
         ("constraint", None if plan.constraint is None else f'"{plan.constraint}"'),
         ("time", plan.time),
-        ("nodes", 1),
-        ("ntasks", plan.workers_per_gpu),
+        ("nodes", plan.processes),
+        ("ntasks", _tasks(plan)),
+        ("ntasks-per-node", 1 if plan.processes > 1 else None),
         ("cpus-per-task", plan.cpus),
         ("gres", None if plan.gpus == "0" else f"gpu:{plan.gpus}"),
         ("mem", plan.memory),
@@ -95,6 +97,11 @@ def directives(plan: JobPlan) -> list[str]:
     ]
     lines = [f"--{name}={value}" for name, value in found if value is not None]
     return [*lines, "--requeue" if plan.requeue else "--no-requeue", *plan.extra]
+
+
+def _tasks(plan: JobPlan) -> int:
+    """Of a job: workers that share a GPU, or processes of one worker."""
+    return plan.workers_per_gpu * plan.processes
 
 
 def warning_seconds(plan: JobPlan) -> int:
@@ -135,7 +142,9 @@ def _environment(plan: JobPlan) -> list[str]:
 
 
 def _worker(plan: JobPlan) -> str:
-    srun = ["srun", "--export=ALL", "--kill-on-bad-exit=0", f"--ntasks={plan.workers_per_gpu}"]
+    srun = ["srun", "--export=ALL", "--kill-on-bad-exit=0", f"--ntasks={_tasks(plan)}"]
+    if plan.processes > 1:
+        srun.append("--ntasks-per-node=1")
     if plan.cpus is not None:  # since 22.05 srun does not take it over from sbatch
         srun.append(f"--cpus-per-task={plan.cpus}")
     options = [f"--name {plan.ensemble}"]
@@ -143,6 +152,8 @@ def _worker(plan: JobPlan) -> str:
         options.append(f"--pack {plan.pack}")
     if plan.workers_per_gpu > 1:
         options.append(f"--share {plan.workers_per_gpu}")
+    if plan.processes > 1:
+        options.append(f"--processes {plan.processes}")
     options += [shlex.quote(text) for text in plan.options]
     return f"{' '.join(srun)} \\\n    {plan.command} worker {' '.join(options)}"
 
@@ -159,7 +170,8 @@ def _again(plan: JobPlan) -> str:
 
 def _finalize(plan: JobPlan) -> str:
     command = f"{plan.command} finalize --when-done {plan.ensemble}"
-    return _FINALIZE.replace("@FINALIZE@", f"srun --export=ALL --ntasks=1 {command}")
+    nodes = " --nodes=1" if plan.processes > 1 else ""
+    return _FINALIZE.replace("@FINALIZE@", f"srun --export=ALL --ntasks=1{nodes} {command}")
 
 
 _SCRATCH = """\
