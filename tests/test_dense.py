@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Any
 
 from ensq.train.compat import enable_x64
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from model_tools import chain, frames_of, make_model, parameters
 
-from ensq.train.models import allegro, dense
+from ensq.train.models import allegro, dense, edges
 
 EDGES = (3, 4)  # axes of edges
 # Runtimes of jaxlib: 0.4 has two.
@@ -62,6 +63,28 @@ def test_components_are_the_rows() -> None:
     np.testing.assert_array_equal(np.stack(dense.components(jnp.asarray(x))), x)
 
 
+@pytest.mark.parametrize("members", [None, 3])
+def test_sums_over_edges_and_their_derivatives_are_those_of_jax(members: int | None) -> None:
+    """Whether by a product with ones or not; for a pack's members, too."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(*([members] if members else []), 2, 5, 4))
+
+    def derivative(sums: Any, spread: Any, x: Any) -> Any:
+        def value(x: Any) -> Any:
+            return jnp.sum(sums(jnp.sin(x) * spread(jnp.cos(sums(x)))) ** 2)
+
+        def second(x: Any) -> Any:
+            return jnp.sum(jax.grad(value)(x) ** 3)
+
+        return jax.grad(second)(x)
+
+    ours = partial(derivative, edges.sum_edges, lambda x: edges.to_edges(x, 5))
+    plain = partial(derivative, lambda x: jnp.sum(x, axis=-2), lambda x: x[..., None, :])
+    with enable_x64():
+        both = [jax.jit(jax.vmap(f) if members else f)(x) for f in (ours, plain)]
+    np.testing.assert_allclose(*both, rtol=1e-10)
+
+
 def padded_edges(network: Any) -> int:
     """Arrays of edges with zeros around them in the gradient of a loss of forces."""
     model = make_model(network)
@@ -89,7 +112,7 @@ def test_joints_of_jax_would_make_some(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_mixed_products_are_of_rounded_factors(options: dict[str, bool]) -> None:
-    """As a worker sets up jaxlib 0.4.36, XLA leaves a mere conversion there and back out."""
+    """The older runtime of jaxlib 0.4 leaves a mere conversion there and back out."""
     rng = np.random.default_rng(0)
     weight, x = (rng.normal(size=shape).astype(np.float32) for shape in ((8, 16), (16, 100)))
     product = jax.jit(lambda w, x: dense.linear(w, jnp.sin(x), True), compiler_options=options)

@@ -385,7 +385,7 @@ def test_exit_codes_and_signals_are_told_apart(code: int, text: str) -> None:
 def test_the_trainer_is_single_threaded_without_a_gpu_unless_told_otherwise(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("ensq.worker.devices._jaxlib", lambda: (0, 12, 0))
+    monkeypatch.setattr("ensq.worker.devices._jaxlib", lambda: (0, 4, 36))
     one = child_environment({"XLA_FLAGS": "--a=b"})
     assert one["XLA_FLAGS"] == "--a=b --xla_cpu_multi_thread_eigen=false"
     assert (one["NPROC"], one["OMP_NUM_THREADS"]) == ("1", "1")
@@ -404,8 +404,7 @@ def test_a_jaxlib_that_is_slow_on_cpus_is_told_to_work_as_before(
         f"{told} --xla_cpu_multi_thread_eigen=false --xla_cpu_experimental_ynn_fusion_type="
     )
     assert devices.cpu_flags((0, 10, 0))[1] == "--xla_cpu_use_fusion_emitters=false"
-    assert devices.cpu_flags((0, 4, 36))[1:] == ["--xla_cpu_use_thunk_runtime=false"]
-    for other in ((0, 4, 35), (0, 9, 2), (0, 11, 0), (0, 12, 0), ()):
+    for other in ((0, 4, 36), (0, 9, 2), (0, 11, 0), (0, 12, 0), ()):
         assert devices.cpu_flags(other) == ["--xla_cpu_multi_thread_eigen=false"]
 
 

@@ -182,15 +182,12 @@ def cpu_flags(jaxlib: tuple[int, ...]) -> list[str]:
     """What XLA is told where it computes on the CPU.
 
     The code that jaxlib 0.10 makes by default for our sums over neighbours and small products uses
-    no vector instructions: a step takes six times as long. The older of the two runtimes of jaxlib
-    0.4.36 sums over neighbours with them, which its new one does not: packs gain up to a fifth.
-    Other versions have no such switch, and a flag that XLA does not know ends the process.
+    no vector instructions: a step takes six times as long. Other versions have no such switch, or
+    need none, and a flag that XLA does not know ends the process.
     """
     flags = ["--xla_cpu_multi_thread_eigen=false"]
     if jaxlib[:2] == (0, 10):
         flags += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_experimental_ynn_fusion_type="]
-    elif jaxlib == (0, 4, 36):
-        flags.append("--xla_cpu_use_thunk_runtime=false")
     return flags
 
 

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from ensq.train.models.edges import sum_edges, to_edges
+
 # Squared length below which a pair has no direction and is left out (1e-5 of the unit of length).
 COINCIDENT = 1e-10
 
@@ -67,13 +69,13 @@ class Graph(ABC):
 class PaddedGraph(Graph):
     """Edges [M, A]."""
 
-    def expand(self, x: Float[Array, " *f A"]) -> Float[Array, "*f 1 A"]:
+    def expand(self, x: Float[Array, " *f A"]) -> Float[Array, "*f M A"]:
         """A broadcast over the axis of neighbours: no memory is moved."""
-        return x[..., None, :]
+        return to_edges(x, self.used.shape[0])
 
     def collect(self, x: Float[Array, "*f M A"]) -> Float[Array, " *f A"]:
         """A sum over the axis of neighbours."""
-        return jnp.sum(x, axis=-2)
+        return sum_edges(x)
 
 
 @dataclass(frozen=True)
