@@ -269,10 +269,11 @@ def make_folder(folder: Path) -> None:
             flush_folder(new.parent)
 
 
-def write_atomic(path: Path, data: bytes) -> str:
+def write_atomic(path: Path, data: bytes, *, private: bool = False) -> str:
     """Write beside, flush, rename, flush the folder; return the SHA-256 of ``data``.
 
-    A crash leaves the old file or the new one, never half of one.
+    A crash leaves the old file or the new one, never half of one. A ``private`` one nobody else
+    can read, at no time.
 
     Raises DiskError where the disk is full, read-only or the like, or another OSError; nothing is
     left half-written, and the old file is untouched unless it was the last flush that failed.
@@ -281,22 +282,23 @@ def write_atomic(path: Path, data: bytes) -> str:
     with disk_errors(path):
         faults.point("write.begin", about)
         make_folder(path.parent)
-        _write_beside(path, data)
+        _write_beside(path, data, private)
         faults.point("write.renamed", about)
         flush_folder(path.parent)
         faults.point("write.done", about)
     return sha256(data)
 
 
-def _write_beside(path: Path, data: bytes) -> None:
+def _write_beside(path: Path, data: bytes, private: bool) -> None:
     """Write a file beside, flush it, and give it its name."""
     handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
-            # mkstemp makes private files; results are meant to be readable like any other.
-            os.fchmod(file.fileno(), 0o666 & ~_umask())
+            if not private:
+                # mkstemp makes private files; results are meant to be readable like any other.
+                os.fchmod(file.fileno(), 0o666 & ~_umask())
             faults.point("write.written", str(path))
             os.fsync(file.fileno())
         faults.point("write.flushed", str(path))

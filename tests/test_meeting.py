@@ -128,12 +128,17 @@ def until(condition: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
+def gathered(listener: socket.socket, meeting: Meeting) -> tuple[socket.socket, channel.Company]:
+    """A follower's end of the connection, and the company that it is all of."""
+    lead = connect(meeting)
+    say(lead, join(meeting))
+    return lead, channel.gather(listener, meeting, VERSIONS, 5)
+
+
 def test_trouble_of_a_follower_is_told_before_all_end(
     listener: socket.socket, meeting: Meeting, ended: list[str]
 ) -> None:
-    lead = connect(meeting)
-    say(lead, join(meeting))
-    company = channel.gather(listener, meeting, VERSIONS, 5)
+    lead, company = gathered(listener, meeting)
     told: list[tuple[str, str]] = []
     company.on_trouble = lambda kind, message: told.append((kind, message))
     company.welcome(meeting, 1234)
@@ -146,9 +151,7 @@ def test_trouble_of_a_follower_is_told_before_all_end(
 def test_those_that_are_sent_away_end_no_training(
     listener: socket.socket, meeting: Meeting, ended: list[str]
 ) -> None:
-    lead = connect(meeting)
-    say(lead, join(meeting))
-    company = channel.gather(listener, meeting, VERSIONS, 5)
+    lead, company = gathered(listener, meeting)
     company.welcome(meeting, 1234)
     threading.Timer(0.1, lead.close).start()
     company.leave()

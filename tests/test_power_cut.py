@@ -117,7 +117,7 @@ def _no_flush_above_new_folders(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _written_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    def write(path: Path, data: bytes) -> None:
+    def write(path: Path, data: bytes, private: bool) -> None:
         with path.open("wb") as file:
             file.write(data)
             file.flush()

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -180,24 +181,13 @@ class Workshop:
         jax.clear_caches()
 
     def _trainer_for(self, command: protocol.Train | protocol.Prepare) -> object:
-        from ensq.train import environment
-        from ensq.train.dataset import prepare
         from ensq.train.trainer import Trainer
 
         key = (command.config, command.data_digest)
         if key != self._key:
             self._key = self._trainer = None  # before the next one needs its memory
             config = configuration.loads(command.config)
-            environment.set_precision(config.training.precision)
-            environment.use_compile_cache(RunDir(Path(command.run_folder)).compile_cache)
-            dataset = prepare(
-                Path(command.data_path),
-                command.data_digest,
-                config,
-                self._say,
-                Path(command.run_folder),
-            )
-            program = self._program(config, dataset, command)
+            program = self._program(config, load(config, command, self._say), command)
             self._trainer = Trainer(program, config, command.data_digest)
             self._key = key
         return self._trainer
@@ -222,6 +212,21 @@ class Workshop:
         )
         self._company.wait_done()
         return LeadingProgram(config, dataset, self._company)
+
+
+def load(
+    config: RunConfig,
+    order: protocol.Train | protocol.Prepare | channel.Begin,
+    say: Callable[[str], None],
+) -> Dataset:
+    """Set JAX up for a configuration, and prepare its data. Raises what ``prepare`` does."""
+    from ensq.train import environment
+    from ensq.train.dataset import prepare
+
+    folder = Path(order.run_folder)
+    environment.set_precision(config.training.precision)
+    environment.use_compile_cache(RunDir(folder).compile_cache)
+    return prepare(Path(order.data_path), order.data_digest, config, say, folder)
 
 
 def kind_of(error: Exception) -> Kind:

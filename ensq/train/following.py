@@ -15,11 +15,9 @@ import numpy as np
 from ensq import config as configuration
 from ensq import faults
 from ensq.errors import DataError
-from ensq.rundir import RunDir
-from ensq.train import channel, environment
+from ensq.train import channel
 from ensq.train.batches import Batches, batches_of_epoch
-from ensq.train.child import turn_to_log
-from ensq.train.dataset import prepare
+from ensq.train.child import load, turn_to_log
 from ensq.train.leading import unpacked
 from ensq.train.pack import Lanes, Program
 
@@ -47,11 +45,10 @@ class Follower:
                 self._lead.done()
             case channel.Spread():
                 self._lanes = self._program.spread(unpacked(self._program, order, payload))
-            case channel.Compile():
-                self._lanes = jax.block_until_ready(self._moved(order, self._program, self._lanes))
-                self._lead.done()
             case _:
                 self._lanes = jax.block_until_ready(self._moved(order, self._program, self._lanes))
+                if isinstance(order, channel.Compile):
+                    self._lead.done()
 
     def _moved(self, order: channel.Order, program: Program, lanes: Lanes) -> Lanes:
         """The state after an order."""
@@ -84,16 +81,12 @@ class Follower:
 def prepared(order: channel.Begin) -> Program:
     """The program that the leading trainer has, over the same devices.
 
-    Raises what ``prepare`` does: each process sees to it that its data are those enqueued.
+    Raises what ``load`` does: each process sees to it that its data are those enqueued.
     """
     config = configuration.loads(order.config)
     placed = msgspec.structs.replace(config.data, placement=order.placement)
     config = msgspec.structs.replace(config, data=placed)
-    environment.set_precision(config.training.precision)
-    folder = Path(order.run_folder)
-    environment.use_compile_cache(RunDir(folder).compile_cache)
     path = Path(order.data_path)
     if not path.exists():
         raise DataError(f"{path} is not seen on {socket.gethostname()}")
-    dataset = prepare(path, order.data_digest, config, print, folder)
-    return Program(config, dataset, jax.devices())
+    return Program(config, load(config, order, print), jax.devices())

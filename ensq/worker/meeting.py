@@ -9,10 +9,8 @@ nobody whether task 0 still lives, and nobody has to tell it.
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets
 import socket
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,7 +18,7 @@ from typing import Literal
 
 import msgspec
 
-from ensq.rundir import disk_errors
+from ensq.rundir import disk_errors, write_atomic
 from ensq.slurm import SlurmTask
 
 _CONNECT = 5.0  # seconds for one address
@@ -65,26 +63,12 @@ def open_meeting(path: Path, processes: int) -> Iterator[socket.socket]:
             secret=secrets.token_hex(16),
             processes=processes,
         )
-        with disk_errors(path):
-            _write_private(path, msgspec.json.encode(found))
+        write_atomic(path, msgspec.json.encode(found), private=True)
         try:
             yield listener
         finally:
             with suppress(OSError):
                 path.unlink()
-
-
-def _write_private(path: Path, data: bytes) -> None:
-    """Write a file that nobody else can read, whole or not at all."""
-    handle, beside = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(beside).replace(path)
-    except BaseException:
-        with suppress(OSError):
-            Path(beside).unlink()
-        raise
 
 
 def _own_hosts() -> tuple[str, ...]:

@@ -8,7 +8,6 @@ sum with what is summed, and so does current JAX.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +24,13 @@ def to_edges(x: Float[Array, " *f A"], places: int) -> Float[Array, "*f M A"]:
     return jnp.broadcast_to(x[..., None, :], (*x.shape[:-1], places, x.shape[-1]))
 
 
-@jax.custom_vjp
 def sum_edges(x: Float[Array, "*f M A"]) -> Float[Array, " *f A"]:
     """[*f, M, A] to [*f, A]: the sum over a bead's places."""
+    return _sum_edges(x, x.shape[-2])
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _sum_edges(x: Array, places: int) -> Array:
     return _sum(x)
 
 
@@ -52,17 +55,16 @@ def _to_edges_forward(x: Array, places: int) -> tuple[Array, None]:
 
 
 def _to_edges_backward(places: int, _: None, g: Array) -> tuple[Array]:
-    return (sum_edges(g),)
+    return (_sum_edges(g, places),)
 
 
-def _sum_forward(x: Any) -> tuple[Array, tuple[Array, ...]]:
-    # an empty array that remembers the number of places
-    return sum_edges(x), (jnp.zeros((x.shape[-2], 0), x.dtype),)
+def _sum_forward(x: Array, places: int) -> tuple[Array, None]:
+    return _sum_edges(x, places), None
 
 
-def _sum_backward(kept: tuple[Array, ...], g: Array) -> tuple[Array]:
-    return (to_edges(g, kept[0].shape[0]),)
+def _sum_backward(places: int, _: None, g: Array) -> tuple[Array]:
+    return (to_edges(g, places),)
 
 
 to_edges.defvjp(_to_edges_forward, _to_edges_backward)
-sum_edges.defvjp(_sum_forward, _sum_backward)
+_sum_edges.defvjp(_sum_forward, _sum_backward)
