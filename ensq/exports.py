@@ -184,6 +184,10 @@ def sources_of(
     made_from: dict[str, Any] = {stem: done[place].result_digest for stem, place in chosen.items()}
     if makes_mean(options, len(done)):
         made_from[mean_stem(config)] = [job.result_digest for job in done]
+    made_from |= {
+        name: job.result_digest
+        for name, job in zip(member_names(config, [job.index for job in done]), done, strict=True)
+    }
     return {
         "exported_from": made_from,
         "exported_with": environment.versions(),
@@ -198,6 +202,11 @@ def sources_of(
 def makes_mean(options: Options, members: int) -> bool:
     """Whether there is a mean model: it takes two members to be one."""
     return options.ensemble_mean and members > 1
+
+
+def member_names(config: RunConfig, indices: Sequence[int]) -> list[str]:
+    """The files that hold every member, whatever else is exported: what predictions need."""
+    return [f"{config.model_context}_ensemble_{index}.safetensors" for index in indices]
 
 
 def mean_stem(config: RunConfig) -> str:
@@ -284,6 +293,18 @@ def make(
                 + ", and no forces"
             )
     return Exported(files=files, about={**about, "export_comparison": comparison})
+
+
+def all_members(
+    config: RunConfig, results: Sequence[MemberResult], indices: Sequence[int]
+) -> dict[str, bytes]:
+    """Every member by the name of its file."""
+    from ensq.train import checkpoint
+
+    names = member_names(config, indices)
+    return {
+        name: checkpoint.result_bytes(result) for name, result in zip(names, results, strict=True)
+    }
 
 
 def about_reference_energies(

@@ -100,8 +100,10 @@ def finalize(
     if exported is None:
         frames = exports.validation_frames(store, ensemble, config, results[0])
         exported = exports.make(frames, config, options, results, chosen, say)
+        exported.files.update(exports.all_members(config, results, [job.index for job in done]))
     told = metadata.metadata_of(ensemble, config, options, members, results, missing)
     told |= {**exported.about, **sources}
+    told["member_files"] = exports.member_names(config, [job.index for job in done])
     told["files"] = {name: sha256(content) for name, content in sorted(exported.files.items())}
     text = json.dumps(told, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     files = {**exported.files, METADATA: text.encode()}

@@ -28,7 +28,8 @@ JAX_WORLD = {
 RULES: dict[str, frozenset[str]] = {
     name: frozenset(allowed.split())
     for name, allowed in {
-        "ensq": "",
+        # load_ensemble, which is imported when it is asked for
+        "ensq": "ensq.ensemble",
         "ensq.errors": "",
         "ensq.jobs": "",
         "ensq.text": "",
@@ -42,6 +43,8 @@ RULES: dict[str, frozenset[str]] = {
         "ensq.config.splines": "numpy msgspec ensq.config ensq.errors ensq.npzfile ensq.units",
         "ensq.units": "numpy",
         "ensq.npzfile": "numpy",
+        "ensq.resampling": "numpy",
+        "ensq.prediction": "numpy ensq.units",
         "ensq.data": (
             "numpy ensq.config ensq.data ensq.errors ensq.npzfile ensq.rundir ensq.units"
         ),
@@ -79,6 +82,13 @@ RULES: dict[str, frozenset[str]] = {
         ),
         "ensq.exports": (
             "numpy ensq.config ensq.data ensq.errors ensq.jobs ensq.rundir ensq.store ensq.train"
+        ),
+        # Trained members and what they predict together.
+        "ensq.trained": (
+            "ensq.config ensq.errors ensq.exports ensq.jobs ensq.rundir ensq.store ensq.train"
+        ),
+        "ensq.ensemble": (
+            "numpy ensq.config ensq.data ensq.errors ensq.prediction ensq.trained ensq.train"
         ),
         "ensq.reexport": (
             "ensq.config ensq.errors ensq.exports ensq.jobs ensq.publish ensq.rundir ensq.store "
