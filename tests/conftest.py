@@ -11,6 +11,7 @@ from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
 
+import chromium
 import pg_tools
 import pytest
 import slurm_cluster
@@ -115,6 +116,14 @@ def cluster(session_cluster: slurm_cluster.Cluster) -> Iterator[slurm_cluster.Cl
     session_cluster.restore()
     yield session_cluster
     session_cluster.restore()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[chromium.Browser]:
+    """A running Chromium without a window; its pages are each test's own."""
+    made = chromium.Browser()
+    yield made
+    made.close()
 
 
 @pytest.fixture
