@@ -53,3 +53,22 @@ def convert(values: NDArray[Any], factor: float) -> NDArray[Any]:
     if factor == 1.0:
         return values
     return (values.astype(np.float64) * factor).astype(values.dtype)
+
+
+# -- time, mass and temperature, for dynamics -----------------------------------------------------
+
+_GAS = 8.31446261815324e-3  # kJ/mol/K: the Boltzmann constant (1.380649e-23 J/K) times N_A, exact
+# One unified atomic mass unit times (Angstrom/fs)^2 in kJ/mol: 1e-3 kg/mol (1e5 m/s)^2, but for
+# the 3e-10 by which the molar mass constant differs from 1 g/mol.
+_KINETIC = 1e4
+
+
+def boltzmann(unit: EnergyUnit) -> float:
+    """The Boltzmann constant in this unit of energy per K."""
+    return _GAS / ENERGY[unit]
+
+
+def time_unit(unit: EnergyUnit) -> float:
+    """The time in fs that goes with Angstrom, the unified atomic mass unit and this unit of energy:
+    Angstrom (u / unit)^(1/2), in which Newton's equations have no factor."""
+    return float(np.sqrt(_KINETIC / ENERGY[unit]))

@@ -87,6 +87,7 @@ RULES: dict[str, frozenset[str]] = {
         "ensq.trained": (
             "ensq.config ensq.errors ensq.exports ensq.jobs ensq.rundir ensq.store ensq.train"
         ),
+        "ensq.simulation": "numpy ensq.errors ensq.npzfile ensq.rundir",
         "ensq.ensemble": (
             "numpy ensq.config ensq.data ensq.errors ensq.prediction ensq.trained ensq.train"
         ),

@@ -1,0 +1,207 @@
+"""What a dynamics check has found, and its file: an NPZ with the summary as JSON text in it."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensq import npzfile
+from ensq.errors import DataError
+from ensq.rundir import write_atomic
+
+Array = NDArray[Any]
+Kind = Literal["bond", "angle", "dihedral", "distance", "rg"]
+
+FORMAT = 1
+PREFIX = "simulation-"  # of the files' names: simulation-<stem>.npz and .json
+LEVELS = (0.5, 0.9, 0.95, 0.99, 1.0)  # of epsilon's quantiles
+# Above this share of beads with an epsilon over the 99th percentile of the data (1 % is usual) the
+# simulation is said to have left the data.
+FAR_OUT = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distribution:
+    """One coordinate's values in the simulation and in the data, on common bins.
+
+    Distances are the Jensen-Shannon divergence in bits (0 equal, 1 without overlap) and the
+    Wasserstein distance in ``unit``; intervals hold 95 % of bootstrap draws of replicas and of the
+    data's blocks. ``noise`` is (the median, the largest) of the same distance between halves of
+    the data's blocks; None where the data are too few for that.
+    """
+
+    molecule: str  # of which; empty if there is one kind only
+    kind: Kind
+    label: str  # as a person reads it: "bond", "bond C-H", "distance i, i+4"
+    unit: str  # Angstrom or degrees
+    edges: Array  # [B+1]
+    simulation: Array  # [B] probability per unit
+    data: Array  # [B]
+    n_simulation: int  # values
+    n_data: int
+    js: float
+    js_interval: tuple[float, float]
+    js_noise: tuple[float, float] | None
+    wasserstein: float
+    wasserstein_interval: tuple[float, float]
+    wasserstein_noise: tuple[float, float] | None
+
+    @property
+    def differs(self) -> bool | None:
+        """Whether the interval of js lies above all that halves of the data differ by; None: not
+        known."""
+        return None if self.js_noise is None else self.js_interval[0] > self.js_noise[1]
+
+    @property
+    def title(self) -> str:
+        return f"{self.molecule}: {self.label}" if self.molecule else self.label
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulation:
+    """Langevin dynamics of R replicas, looked at K times (the first one is the start).
+
+    Numbers of a replica after it was stopped are those of its last good step; nothing is NaN.
+    """
+
+    name: str  # of the ensemble
+    seeds: tuple[int, ...]  # of the members whose mean energy was the potential
+    source: str  # the data file
+    molecules: tuple[str, ...]  # [R] what each replica is of; empty texts if there is one kind
+    temperature: float  # K
+    timestep: float  # fs
+    friction: float  # 1/ps
+    steps: int  # wanted, of each replica
+    every: int  # steps between two looks
+    seed: int
+    dtype: str
+    energy_unit: str
+    length_unit: str = "Angstrom"
+    equilibration: float  # ps at the beginning, left out of distributions and means
+    bond_limits: str  # in words: what a bond may be
+    max_epsilon: float | None  # in energy_unit/length_unit, if there was a limit
+    interrupted: bool
+    seconds: float  # of wall time in the dynamics, compiling left out
+    ensemble_temperature: float | None  # K, mean of the kinetic temperature after equilibration
+    temperature_error: float | None  # standard error over replicas
+    epsilon_levels: tuple[float, ...]
+    epsilon_simulation: tuple[float, ...]  # quantiles over beads and looks after equilibration
+    epsilon_data: tuple[float, ...]  # the same over the data's frames
+    extrapolation: float | None  # share of beads above the 99th percentile of the data
+    verdict: str  # one sentence, or several, for people
+    stable: bool  # no replica was stopped
+    reasons: tuple[str, ...]  # [R] why it was stopped; empty: it was not
+    time: Array  # [K] ps
+    potential: Array  # [K,R] mean of the members, without reference energies
+    kinetic_temperature: Array  # [K,R] K, mean since the last look
+    epsilon_max: Array  # [K,R] largest of the beads since the last look
+    recorded: Array  # [K,R] bool: whether the replica was still going
+    steps_done: Array  # [R] good steps
+    distributions: tuple[Distribution, ...] = ()
+
+    @property
+    def n_replicas(self) -> int:
+        return len(self.steps_done)
+
+    @property
+    def survived(self) -> int:
+        return sum(not reason for reason in self.reasons)
+
+    @property
+    def force_unit(self) -> str:
+        return f"{self.energy_unit}/{self.length_unit}"
+
+    @property
+    def time_done(self) -> Array:
+        """[R] ps that each replica was simulated."""
+        return np.asarray(self.steps_done * self.timestep * 1e-3)
+
+
+_ARRAYS = ("time", "potential", "kinetic_temperature", "epsilon_max", "recorded", "steps_done")
+_HISTOGRAM = ("edges", "simulation", "data")
+
+
+def plain(found: Simulation) -> dict[str, Any]:
+    """All but the arrays, for JSON; what the file's summary holds."""
+    about = {
+        field.name: getattr(found, field.name)
+        for field in fields(found)
+        if field.name not in (*_ARRAYS, "distributions")
+    }
+    return {
+        "format": FORMAT,
+        **about,
+        "replicas": found.n_replicas,
+        "survived": found.survived,
+        "time_done_ps": [float(ps) for ps in found.time_done],
+        "distributions": [
+            {
+                **{
+                    field.name: getattr(one, field.name)
+                    for field in fields(one)
+                    if field.name not in _HISTOGRAM
+                },
+                "differs": one.differs,
+            }
+            for one in found.distributions
+        ],
+    }
+
+
+def write(path: Path, found: Simulation) -> tuple[Path, Path]:
+    """The NPZ at ``path`` and the summary beside it as JSON; both are whole or not there.
+
+    Raises DiskError or another OSError.
+    """
+    text = json.dumps(plain(found), indent=2, allow_nan=False, ensure_ascii=False)
+    arrays = {name: getattr(found, name) for name in _ARRAYS}
+    for number, one in enumerate(found.distributions):
+        arrays |= {f"distribution_{number}_{name}": getattr(one, name) for name in _HISTOGRAM}
+    content = io.BytesIO()
+    np.savez(content, summary=np.array(text), **arrays)
+    write_atomic(path, content.getvalue())
+    beside = path.with_suffix(".json")
+    write_atomic(beside, text.encode() + b"\n")
+    return path, beside
+
+
+def read(path: Path) -> Simulation:
+    """A file of ``write``. Raises DataError if it is none, or damaged."""
+    try:
+        with path.open("rb") as file, npzfile.Npz(file) as archive:
+            about = json.loads(str(archive.read("summary")))
+            if about.pop("format") != FORMAT:
+                raise ValueError("of another version of ensq")
+            arrays: dict[str, Any] = {name: archive.read(name) for name in _ARRAYS}
+            made = [
+                _distribution(one, {k: archive.read(f"distribution_{n}_{k}") for k in _HISTOGRAM})
+                for n, one in enumerate(about.pop("distributions"))
+            ]
+        known = {field.name for field in fields(Simulation)}
+        about = {key: _tuples(value) for key, value in about.items() if key in known}
+        return Simulation(**about, **arrays, distributions=tuple(made))
+    except OSError as error:
+        raise DataError(f"{path}: can't be read: {error.strerror}") from error
+    except (npzfile.Unreadable, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path}: no file of `ensq simulate`, or a damaged one: {error}") from error
+
+
+def find(analysis: Path) -> list[Path]:
+    """The simulations in a folder of analyses, by name; none if there is no such folder."""
+    return sorted(analysis.glob(f"{PREFIX}*.npz"))
+
+
+def _distribution(about: dict[str, Any], arrays: dict[str, Any]) -> Distribution:
+    known = {field.name for field in fields(Distribution)}
+    about = {key: _tuples(value) for key, value in about.items() if key in known}
+    return Distribution(**about, **arrays)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
