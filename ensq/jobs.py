@@ -29,7 +29,7 @@ FOLLOWS: dict[State, frozenset[State]] = {
     State.QUEUED: frozenset({State.RUNNING, State.HELD, State.CANCELLED}),
     State.RUNNING: frozenset({State.QUEUED, State.HELD, State.DONE, State.FAILED, State.CANCELLED}),
     State.HELD: frozenset({State.QUEUED, State.CANCELLED}),
-    State.DONE: frozenset(),
+    State.DONE: frozenset({State.QUEUED}),  # if it was stopped early, and a person resumes it
     State.FAILED: frozenset({State.QUEUED, State.CANCELLED}),
     State.CANCELLED: frozenset({State.QUEUED}),
 }
@@ -39,6 +39,7 @@ class Outcome(StrEnum):
     """How an attempt ended; each kind is counted apart, see ``ensq.store.policy``."""
 
     DONE = "done"
+    EARLY = "early"  # done before the last epoch, by a rule of early stopping
     FAILURE = "failure"  # an exception, or a loss that is not finite
     CRASH = "crash"  # the trainer process died, hung or ran out of memory
     LOST = "lost"  # the worker died or stopped renewing its lease
@@ -58,6 +59,7 @@ class Ensemble:
     data_path: str  # relative to the database's root folder where possible
     data_digest: str  # SHA-256 of the data file
     run_path: str  # the run folder, relative to the root folder
+    early_stopping: str | None = None  # the section as JSON, as it was enqueued last; None: off
     created_at: float  # seconds since 1970, UTC
 
 
@@ -106,6 +108,8 @@ class Job:
     # In a row, without a new checkpoint in between:
     strikes: int  # crashes and losses
     stalls: int  # interruptions that nobody asked for
+    early: str | None = None  # the rule that ended it before its last epoch, if it is done so
+    exempt: bool = False  # resumed by a person after such an end: no rule stops it again
     error: str | None  # why it failed, one line
     updated_at: float
 
@@ -132,6 +136,39 @@ class Result:
     final_loss: float  # of the last epoch's parameters
     path: str  # relative to the run folder
     digest: str
+
+
+class Verdict(StrEnum):
+    """What came of a rule of early stopping that held."""
+
+    REPORTED = "would stop"  # mode: report
+    STOPPED = "stop"
+    KEPT = "kept"  # no member may be stopped any more: ``min_members``
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """That a rule of early stopping held for a member, and by which numbers."""
+
+    ensemble_id: int
+    job_id: int
+    rule: str  # sigma, paired or plateau
+    verdict: Verdict
+    attempt: int
+    epoch: int  # at which the member stood
+    evidence: str  # JSON; see ensq.early
+    worker_id: str
+    time: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlyEnd:
+    """How a member ends before its last epoch."""
+
+    rule: str
+    epoch: int  # epochs that it has trained
+    evidence: str  # JSON; '' where the decision is recorded already
+    checkpoint: Checkpoint | None  # from which it can be resumed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     PrimaryKeyConstraint,
     String,
@@ -23,10 +24,10 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-from ensq.jobs import State
+from ensq.jobs import State, Verdict
 
 # Four digits that count up, so that older and newer can be told apart without Alembic.
-REVISION = "0004"
+REVISION = "0005"
 
 metadata = MetaData(
     naming_convention={
@@ -57,6 +58,8 @@ ensembles = Table(
     Column("data_path", Text, nullable=False),
     Column("data_digest", Text, nullable=False),
     Column("run_path", Text, nullable=False),
+    # The section of the configuration as JSON, as it was enqueued last; NULL: no early stopping.
+    Column("early_stopping", Text),
     Column("created_at", Float(53), nullable=False),
 )
 
@@ -86,6 +89,7 @@ workers = Table(
 )
 
 _STATES = ", ".join(f"'{state.value}'" for state in State)
+_VERDICTS = ", ".join(f"'{verdict.value}'" for verdict in Verdict)
 
 jobs = Table(
     "jobs",
@@ -130,6 +134,10 @@ jobs = Table(
     Column("interruptions", Integer, nullable=False),
     Column("strikes", Integer, nullable=False, server_default="0"),
     Column("stalls", Integer, nullable=False, server_default="0"),
+    # The rule that ended a member before its last epoch: it is done, with the epochs that it has.
+    Column("early", Text),
+    # Resumed by a person after such an end: no rule stops it again.
+    Column("exempt", Integer, nullable=False, server_default="0"),
     Column("error", Text),
     Column("updated_at", Float(53), nullable=False),
     UniqueConstraint("ensemble_id", "seed"),
@@ -139,6 +147,7 @@ jobs = Table(
     CheckConstraint("(state = 'running') = (owner IS NOT NULL)", name="owner"),
     CheckConstraint("(owner IS NULL) = (lease_seconds IS NULL)", name="lease"),
     CheckConstraint("state <> 'done' OR result_path IS NOT NULL", name="result"),
+    CheckConstraint("early IS NULL OR state = 'done'", name="early"),
 )
 
 # The order in which claims look at the queue; see ensq.store.claims.
@@ -183,8 +192,28 @@ epochs = Table(
     Column("val_rmse_energy", Float(53)),
     Column("learning_rate", Float(53), nullable=False),
     Column("seconds", Float(53), nullable=False),
+    # Float64 in little-endian order: the validation loss by blocks of frames, whose mean it is.
+    Column("block_losses", LargeBinary),
     CheckConstraint("epoch >= 1", name="epoch"),
     sqlite_with_rowid=False,  # rows of one job lie together
+)
+
+# What a rule of early stopping found, once for each verdict; see ensq.store.early. Without foreign
+# keys, as all tables that came later: they would forbid to bring back a copy from before.
+decisions = Table(
+    "decisions",
+    metadata,
+    Column("job_id", Integer, primary_key=True, autoincrement=False),
+    Column("rule", Text, primary_key=True),
+    Column("verdict", Text, primary_key=True),
+    Column("ensemble_id", Integer, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("epoch", Integer, nullable=False),  # at which the member stood
+    Column("evidence", Text, nullable=False),  # JSON
+    Column("worker_id", Text, nullable=False),
+    Column("time", Float(53), nullable=False),
+    CheckConstraint(f"verdict IN ({_VERDICTS})", name="verdict"),
+    Index(None, "ensemble_id"),
 )
 
 events = Table(

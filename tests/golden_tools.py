@@ -16,7 +16,7 @@ from ensq.store.engine import Database
 from ensq.store.target import Target
 
 FOLDER = Path(__file__).parent / "golden"
-REVISIONS = ("0001", "0002", "0003")  # that were released
+REVISIONS = ("0001", "0002", "0003", "0004")  # that were released
 Tables = dict[str, list[dict[str, Any]]]
 
 
@@ -53,6 +53,20 @@ def as_of_0003(wanted: Tables) -> None:
         names = ("cluster", "job_id", "step", "proc", "restarts", "node")
         worker |= {f"slurm_{name}": None for name in names}
     wanted |= {"slurm_clusters": [], "slurm_jobs": []}
+
+
+def as_of_0004(wanted: Tables) -> None:
+    """The same from 0003 on."""
+    wanted["jobs"] = [job | {"pack": None} for job in wanted["jobs"]]
+    wanted["probes"] = []
+
+
+def as_of_0005(wanted: Tables) -> None:
+    """The same from 0004 on."""
+    wanted["jobs"] = [job | {"early": None, "exempt": 0} for job in wanted["jobs"]]
+    wanted["epochs"] = [epoch | {"block_losses": None} for epoch in wanted["epochs"]]
+    wanted["ensembles"] = [one | {"early_stopping": None} for one in wanted["ensembles"]]
+    wanted["decisions"] = []
 
 
 def place(request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:

@@ -15,6 +15,10 @@ from ensq.jobs import State
 from ensq.rundir import sha256
 from ensq.store.checks import check, check_files
 
+DECISION = (
+    "INSERT INTO decisions "
+    "(job_id, rule, verdict, ensemble_id, attempt, epoch, evidence, worker_id, time)"
+)
 # Of the golden database: job 1 is done by its second attempt, job 2 runs in its second (worker w3,
 # 3 epochs, checkpoints at step 0 and 5 after them), job 3 failed, jobs 6 and 11 are queued.
 # A statement that breaks a rule, and words of the problem that must be named.
@@ -64,6 +68,32 @@ BREAKS = [
         "UPDATE attempts SET ended_at = NULL, outcome = NULL WHERE job_id = 1",
         "does not run, but has an open attempt",
     ),
+    ("UPDATE jobs SET early = 'sigma' WHERE id = 1", "is stopped early, but has all epochs"),
+    ("UPDATE jobs SET early = 'sigma' WHERE id = 1", "is stopped early without a decision"),
+    ("UPDATE jobs SET early = 'sigma' WHERE id = 1", "its last attempt did not end so"),
+    ("UPDATE jobs SET early = 'sigma' WHERE id = 6", "is stopped early without being done"),
+    ("UPDATE jobs SET early = 'sigma', exempt = 1 WHERE id = 1", "though a person exempted it"),
+    ("UPDATE jobs SET exempt = 2 WHERE id = 6", "is neither exempt from early stopping nor not"),
+    (
+        f"{DECISION} VALUES (6, 'sigma', 'maybe', 1, 1, 2, '{{}}', 'w1', 1.0)",
+        "job 6 (seed 45), decision of rule 'sigma': its verdict is not one",
+    ),
+    (
+        f"{DECISION} VALUES (6, 'sigma', 'stop', 1, 1, 0, '{{}}', 'w1', 1.0)",
+        "it was made before any epoch",
+    ),
+    (
+        f"{DECISION} VALUES (6, 'sigma', 'stop', 1, 9, 2, '{{}}', 'w1', 1.0)",
+        "it was made in an attempt that never was",
+    ),
+    (
+        f"{DECISION} VALUES (99, 'sigma', 'stop', 1, 1, 2, '{{}}', 'w1', 1.0)",
+        "job 99 (seed None), decision of rule 'sigma': there is no such job",
+    ),
+    (
+        f"{DECISION} VALUES (6, 'sigma', 'stop', 2, 1, 2, '{{}}', 'w1', 1.0)",
+        "its ensemble is not its member's",
+    ),
     ("UPDATE jobs SET strikes = 4 WHERE id = 4", "more strikes than crashes and losses"),
     ("UPDATE jobs SET strikes = 3 WHERE id = 9", "more strikes than crashes and losses"),
     ("UPDATE jobs SET stalls = 3 WHERE id = 6", "more stalls than interruptions"),
@@ -86,6 +116,8 @@ SOUND = [
     "UPDATE jobs SET wish = 'hold' WHERE id = 2",
     "UPDATE jobs SET not_before = 9e9, beat = 12345 WHERE id = 2",
     "UPDATE attempts SET outcome = 'blocked' WHERE job_id = 6",
+    "UPDATE jobs SET exempt = 1 WHERE id = 6",
+    f"{DECISION} VALUES (6, 'sigma', 'kept', 1, 1, 2, '{{}}', 'w1', 1.0)",
 ]
 STRANGERS = [
     ("CREATE TRIGGER t AFTER UPDATE ON jobs BEGIN DELETE FROM epochs; END", "the trigger 't'"),

@@ -8,7 +8,7 @@ import pytest
 import store_tools as tools
 
 from ensq.errors import LeaseLost
-from ensq.jobs import Claim, Outcome, State
+from ensq.jobs import Claim, EarlyEnd, Outcome, State
 from ensq.schema import jobs
 from ensq.store import Store, check, fences
 
@@ -34,6 +34,14 @@ WRITES: dict[str, Callable[[Store, Claim], object]] = {
     "finish": lambda store, claim: store.finish(claim, tools.result()),
     "finish with an adopted result": lambda store, claim: store.finish(
         claim, tools.result(), [tools.record(epoch) for epoch in (1, 2, 3)]
+    ),
+    "finish early": lambda store, claim: store.finish(
+        claim,
+        tools.result(),
+        early=EarlyEnd(rule="paired", epoch=1, evidence="{}", checkpoint=None),
+    ),
+    "decide": lambda store, claim: store.decide(
+        claim, rule="paired", evidence="{}", stop=True, min_members=2
     ),
     "release": lambda store, claim: store.release([claim], reason="late"),
     "release as blocked": lambda store, claim: store.release([claim], Outcome.BLOCKED, "late"),

@@ -15,14 +15,18 @@ import store_tools as tools
 
 from ensq import faults
 from ensq.errors import DatabaseAway, EnsqError, LeaseLost
-from ensq.jobs import Claim, Job, Outcome, Probe, ProbeKey, ProbeRow, State
+from ensq.jobs import Claim, EarlyEnd, Job, Outcome, Probe, ProbeKey, ProbeRow, State
 from ensq.store import Store, check
+from ensq.store.deciding import Deciding
 from ensq.store.probing import Probing
 
 Held = list[Claim]
 Act = Callable[[Store, Held], Any]
 # Of Store; they write nothing.
-REACHES = ["open", "close", "root", "where", "now", "outlook", "could_join", "probe"]
+REACHES = [
+    *("open", "close", "root", "where", "now", "outlook", "could_join", "probe"),
+    *("early_view", "early_settings", "losses_between", "blocks_between", "orders"),
+]
 
 
 def trained(store: Store, held: Held) -> None:
@@ -46,6 +50,8 @@ PROBE = Probe(
     rows=(ProbeRow(members=1, seconds=0.5, bytes=None),),
     worker="w1",
 )
+EARLY = EarlyEnd(rule="plateau", epoch=1, evidence="{}", checkpoint=tools.point(1, 2))
+EARLY_RESULT = replace(tools.result(), best_epoch=1)
 # Every writing method, by name: what is done, and again without an answer to the first time.
 ACTS: list[tuple[str, Act]] = [
     ("add_ensemble", lambda store, held: tools.add(store, name="new", seeds=[1, 2])),
@@ -66,6 +72,13 @@ ACTS: list[tuple[str, Act]] = [
     ("stand_at", lambda store, held: store.stand_at(held[1], tools.point(2, 3), RECORDS, "newer")),
     ("finish", lambda store, held: store.finish(held[0], tools.result())),
     ("finish", lambda store, held: store.finish(held[1], tools.result(), RECORDS)),
+    ("finish", lambda store, held: store.finish(held[1], EARLY_RESULT, early=EARLY)),
+    ("decide", lambda store, held: store.decide(
+        held[1], rule="paired", evidence="{}", stop=True, min_members=2)),
+    ("decide", lambda store, held: store.decide(
+        held[1], rule="sigma", evidence="{}", stop=False, min_members=2)),
+    ("resume", lambda store, held: (
+        store.finish(held[1], EARLY_RESULT, early=EARLY), store.resume("chignolin"))[1]),
     ("release", lambda store, held: store.release(held, reason="signal")),
     ("release", lambda store, held: store.release(held, Outcome.BLOCKED, "disk full")),
     ("release", lambda store, held: store.release(held, Outcome.LOST, "no answer")),
@@ -80,7 +93,7 @@ ACTS: list[tuple[str, Act]] = [
     ("remember_probe", lambda store, held: store.remember_probe(PROBE)),
 ]  # fmt: skip
 # What comes back from people's acts says what changed, which the second time is nothing.
-ANSWERS = {"add_ensemble", "cancel", "retry", "hold", "unhold", "drain", "reap"}
+ANSWERS = {"add_ensemble", "resume", "cancel", "retry", "hold", "unhold", "drain", "reap"}
 IDS = [f"{number}-{name}" for number, (name, _) in enumerate(ACTS)]
 
 
@@ -204,7 +217,7 @@ def without_times(whole: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict
 
 
 def test_every_writing_method_is_among_the_acts() -> None:
-    own = vars(Store).keys() | vars(Probing).keys()
+    own = vars(Store).keys() | vars(Deciding).keys() | vars(Probing).keys()
     methods = {name for name in own if not name.startswith("_")}
     assert methods - set(REACHES) == {name for name, _ in ACTS}
     assert all(inspect.getdoc(getattr(Store, name)) for name in methods)

@@ -43,7 +43,7 @@ LONGER = {
     "0002": "UPDATE jobs SET lease_seconds = lease_seconds + 240 WHERE seed = 41",
 }
 for statements in (RENEW, TAKE, LONGER):
-    statements["0003"] = statements["0002"]
+    statements["0003"] = statements["0004"] = statements["0002"]
 MINE = "UPDATE workers SET host = :host, boot_id = :boot, pid = :pid, pid_start = :start"
 
 
@@ -224,8 +224,8 @@ def test_copy_comes_first_and_never_over_another(old: str, revision: str, tmp_pa
         found = golden.rows_of(old)
         later = {name: found.pop(name) for name in set(found) - set(before)}
         assert found == before
-        assert set(later) <= {"slurm_clusters", "slurm_jobs", "probes"}
-        assert later["probes"] == []
+        assert set(later) <= {"slurm_clusters", "slurm_jobs", "probes", "decisions"}
+        assert later["decisions"] == []
         assert all(rows == [] for rows in later.values())
         assert golden.quickly(old, copy_first=False) == revision
     else:

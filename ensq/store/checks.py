@@ -9,9 +9,18 @@ from pathlib import Path
 from sqlalchemy import ColumnElement, Connection, Table, and_, exists, func, not_, or_, select
 
 from ensq.errors import DatabaseError, UsageError
-from ensq.jobs import Outcome, State
+from ensq.jobs import Outcome, State, Verdict
 from ensq.rundir import RunDir, sha256_file
-from ensq.schema import attempts, ensembles, epochs, jobs, slurm_clusters, slurm_jobs, workers
+from ensq.schema import (
+    attempts,
+    decisions,
+    ensembles,
+    epochs,
+    jobs,
+    slurm_clusters,
+    slurm_jobs,
+    workers,
+)
 from ensq.store import opening
 from ensq.store.engine import Database
 from ensq.store.target import Target
@@ -64,6 +73,7 @@ def _everything(connection: Connection) -> Iterator[str]:
             yield f"job {row.id} (seed {row.seed}): {text}"
     yield from _attempts(connection)
     yield from _losses(connection)
+    yield from _decisions(connection)
     yield from _slurm(connection)
 
 
@@ -88,7 +98,28 @@ def _state_rules() -> Rules:
         "is done without a result": and_(
             done, or_(jobs.c.result_path.is_(None), jobs.c.result_digest.is_(None))
         ),
-        "is done, but not all epochs are": and_(done, jobs.c.epoch != jobs.c.epochs),
+        "is done, but not all epochs are": and_(
+            done, jobs.c.early.is_(None), jobs.c.epoch != jobs.c.epochs
+        ),
+        "is stopped early, but has all epochs, or none": and_(
+            jobs.c.early.is_not(None),
+            or_(jobs.c.epoch < 1, jobs.c.epoch >= jobs.c.epochs),
+        ),
+        "is stopped early without being done": and_(jobs.c.early.is_not(None), not_(done)),
+        "is stopped early though a person exempted it": and_(
+            jobs.c.early.is_not(None), jobs.c.exempt != 0
+        ),
+        "is neither exempt from early stopping nor not": jobs.c.exempt.not_in([0, 1]),
+        "is stopped early without a decision": and_(
+            jobs.c.early.is_not(None),
+            not_(
+                exists().where(
+                    decisions.c.job_id == jobs.c.id,
+                    decisions.c.rule == jobs.c.early,
+                    decisions.c.verdict == Verdict.STOPPED.value,
+                )
+            ),
+        ),
     }
 
 
@@ -130,6 +161,7 @@ def _attempts_rules() -> Rules:
     mine = attempts.c.job_id == jobs.c.id
     last = and_(mine, attempts.c.number == jobs.c.attempt)
     ended_done = attempts.c.outcome == Outcome.DONE.value
+    ended_early = attempts.c.outcome == Outcome.EARLY.value
     opened = select(func.count()).where(mine, attempts.c.ended_at.is_(None)).scalar_subquery()
     tries = select(func.count()).where(mine).scalar_subquery()
     newest = select(func.coalesce(func.max(attempts.c.number), 0)).where(mine).scalar_subquery()
@@ -148,7 +180,11 @@ def _attempts_rules() -> Rules:
         "its attempts are not numbered from 1 on without gaps": or_(tries != newest, oldest != 1),
         "it was completed more than once": completed > 1,
         "is done, but its last attempt did not end so": and_(
-            done, not_(exists().where(last, ended_done))
+            done,
+            or_(
+                and_(jobs.c.early.is_(None), not_(exists().where(last, ended_done))),
+                and_(jobs.c.early.is_not(None), not_(exists().where(last, ended_early))),
+            ),
         ),
         "was completed, but is not done": and_(not_(done), completed != 0),
         "has losses of attempts that were never made": exists().where(
@@ -179,6 +215,30 @@ def _attempts(connection: Connection) -> Iterator[str]:
         )
         for row in connection.execute(query):
             yield f"job {row.job_id} (seed {row.seed}), attempt {row.number}: {text}"
+
+
+def _decisions(connection: Connection) -> Iterator[str]:
+    """Rules of what early stopping decided."""
+    rules: Rules = {
+        "its verdict is not one that ensq knows": decisions.c.verdict.not_in(
+            [verdict.value for verdict in Verdict]
+        ),
+        "it was made before any epoch": decisions.c.epoch < 1,
+        "it was made in an attempt that never was": or_(
+            decisions.c.attempt < 1, decisions.c.attempt > jobs.c.attempt
+        ),
+        "there is no such job": jobs.c.id.is_(None),
+        "its ensemble is not its member's": decisions.c.ensemble_id != jobs.c.ensemble_id,
+    }
+    for text, broken in rules.items():
+        query = (
+            select(decisions.c.job_id, decisions.c.rule, jobs.c.seed)
+            .select_from(decisions.outerjoin(jobs, jobs.c.id == decisions.c.job_id))
+            .where(broken)
+            .order_by(decisions.c.job_id, decisions.c.rule)
+        )
+        for row in connection.execute(query):
+            yield f"job {row.job_id} (seed {row.seed}), decision of rule {row.rule!r}: {text}"
 
 
 def _slurm(connection: Connection) -> Iterator[str]:

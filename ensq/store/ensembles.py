@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
@@ -16,7 +17,7 @@ from ensq.store.rows import from_checkpoint, to_ensemble, to_job
 from ensq.store.values import Added, EventKind
 
 _COUNTS = ("failures", "crashes", "losses", "interruptions", "strikes", "stalls")
-_NO_COUNTS = dict.fromkeys(_COUNTS, 0)
+NO_COUNTS = dict.fromkeys(_COUNTS, 0)
 
 
 def add(
@@ -33,6 +34,7 @@ def add(
         raise UsageError(f"ensemble {wanted.name!r} needs at least one seed and one epoch")
     ensemble = _insert_or_find(connection, wanted)
     _require_same(ensemble, wanted)
+    ensemble = _follow(connection, now, ensemble, wanted)
     places = {
         row.seed: row.position
         for row in connection.execute(
@@ -71,6 +73,19 @@ def _insert_or_find(connection: Connection, wanted: Ensemble) -> Ensemble:
         return to_ensemble(connection.execute(query).one())
 
 
+def _follow(connection: Connection, now: float, present: Ensemble, wanted: Ensemble) -> Ensemble:
+    """Put another section early_stopping into force."""
+    text = wanted.early_stopping
+    if text is None or text == present.early_stopping:
+        return present
+    connection.execute(
+        update(ensembles).where(ensembles.c.id == present.id).values(early_stopping=text)
+    )
+    message = "early_stopping was changed"
+    history.note(connection, now, EventKind.SETTINGS, message, ensemble_id=present.id)
+    return replace(present, early_stopping=text)
+
+
 def _require_same(present: Ensemble, wanted: Ensemble) -> None:
     if present.config_digest != wanted.config_digest:
         raise MismatchError(
@@ -98,7 +113,7 @@ def _insert_job(
         "epoch": 0,
         "beat": 0,
         "not_before": 0.0,
-        **_NO_COUNTS,
+        **NO_COUNTS,
         "updated_at": now,
         **from_checkpoint(None, "checkpoint"),
         **from_checkpoint(None, "previous"),
@@ -109,7 +124,7 @@ def _insert_job(
 def cancel(connection: Connection, now: float, name: str, seeds: Sequence[int] | None) -> list[int]:
     """Any member that is not done or cancelled -> cancelled; see Store.cancel."""
     changed = []
-    for job in _chosen(connection, name, seeds):
+    for job in chosen(connection, name, seeds):
         if job.state in (State.DONE, State.CANCELLED):
             continue
         # The row was locked when it was read: nobody can have changed it since.
@@ -139,7 +154,7 @@ def cancel(connection: Connection, now: float, name: str, seeds: Sequence[int] |
 def retry(connection: Connection, now: float, name: str, seeds: Sequence[int] | None) -> list[int]:
     """failed, cancelled -> queued; see Store.retry."""
     changed = []
-    for job in _chosen(connection, name, seeds):
+    for job in chosen(connection, name, seeds):
         if job.state not in (State.FAILED, State.CANCELLED):
             continue
         connection.execute(
@@ -150,7 +165,7 @@ def retry(connection: Connection, now: float, name: str, seeds: Sequence[int] | 
                 error=None,
                 not_before=0.0,
                 updated_at=now,
-                **_NO_COUNTS,
+                **NO_COUNTS,
             )
         )
         history.note_job(connection, now, EventKind.RETRIED, job, f"was {job.state}")
@@ -161,7 +176,7 @@ def retry(connection: Connection, now: float, name: str, seeds: Sequence[int] | 
 def hold(connection: Connection, now: float, name: str, seeds: Sequence[int] | None) -> list[int]:
     """queued -> held; a running one is asked to become so. See Store.hold."""
     changed = []
-    for job in _chosen(connection, name, seeds):
+    for job in chosen(connection, name, seeds):
         if job.state is State.QUEUED:
             _set(connection, now, job, state=State.HELD.value)
         elif job.state is State.RUNNING and job.wish is None:
@@ -176,7 +191,7 @@ def hold(connection: Connection, now: float, name: str, seeds: Sequence[int] | N
 def unhold(connection: Connection, now: float, name: str, seeds: Sequence[int] | None) -> list[int]:
     """held -> queued; the wish on a running one is taken back. See Store.unhold."""
     changed = []
-    for job in _chosen(connection, name, seeds):
+    for job in chosen(connection, name, seeds):
         if job.state is State.HELD:
             _set(connection, now, job, state=State.QUEUED.value, not_before=0.0)
         elif job.wish == "hold":
@@ -192,7 +207,7 @@ def _set(connection: Connection, now: float, job: Job, **values: Any) -> None:
     connection.execute(update(jobs).where(jobs.c.id == job.id).values(updated_at=now, **values))
 
 
-def _chosen(connection: Connection, name: str, seeds: Sequence[int] | None) -> list[Job]:
+def chosen(connection: Connection, name: str, seeds: Sequence[int] | None) -> list[Job]:
     """The members that a person named, locked. Raises UsageError for what is not there."""
     ensemble_id = require(connection, name)
     rows = connection.execute(

@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 
 from ensq.jobs import (
     Attempt,
+    Decision,
     Ensemble,
     EpochRecord,
     Job,
@@ -16,7 +17,7 @@ from ensq.jobs import (
     State,
     WorkerInfo,
 )
-from ensq.store import evidence, process, reads
+from ensq.store import early, evidence, process, reads
 from ensq.store.engine import Database
 from ensq.store.target import Target
 from ensq.store.values import Event, SlurmSaid, Standing
@@ -97,6 +98,10 @@ class Reader:
     def counts(self, ensemble_id: int | None = None) -> dict[State, int]:
         """How many jobs are in each state; every state is a key."""
         return self._read(lambda c: reads.counts(c, ensemble_id))
+
+    def decisions(self, ensemble_id: int) -> list[Decision]:
+        """What rules of early stopping found about members of an ensemble, oldest first."""
+        return self._read(lambda c: early.decisions_of(c, ensemble_id))
 
     def standings(self) -> list[Standing]:
         """How far each ensemble is, oldest first, without reading its members one by one."""

@@ -53,6 +53,8 @@ def to_job(row: Row[Any]) -> Job:
     values = dict(row._mapping)
     values.pop("final_loss")
     values["index"] = values.pop("position")
+    if values["exempt"] in (0, 1):
+        values["exempt"] = bool(values["exempt"])
     values["checkpoint"] = _to_checkpoint(values, "checkpoint")
     values["previous_checkpoint"] = _to_checkpoint(values, "previous")
     return made(Job, values)

@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 from ensq.jobs import (
     Checkpoint,
     Claim,
+    EarlyEnd,
     Ensemble,
     EpochRecord,
     Job,
@@ -32,9 +33,9 @@ from ensq.store import (
     reaping,
     writes,
 )
+from ensq.store.deciding import Deciding
 from ensq.store.engine import BUSY_TIMEOUT, Database
 from ensq.store.policy import Ending, Policy
-from ensq.store.probing import Probing
 from ensq.store.target import Target
 from ensq.store.values import Added, EpochWrite, Outlook, Reaped, Renewal
 from ensq.store.watch import Watch
@@ -43,7 +44,7 @@ Clock = Callable[[], float]
 T = TypeVar("T")
 
 
-class Store(Probing):
+class Store(Deciding):
     """An open queue. Any method may raise errors.DatabaseError.
 
     Writes about a job carry a ``Claim``. One that is superseded (another attempt, another owner,
@@ -135,11 +136,13 @@ class Store(Probing):
         run_path: str,
         seeds: Sequence[int],
         epochs: int,
+        early_stopping: str | None = None,
     ) -> Added:
         """Add an ensemble with one queued job for each seed, each of ``epochs`` epochs.
 
         If it is there already, with the same digests, only seeds that are new are added: twice is
-        the same as once. Raises MismatchError if its configuration or data differ, UsageError if
+        the same as once. ``early_stopping`` is the section as JSON; another one than before is in
+        force from then on. Raises MismatchError if its configuration or data differ, UsageError if
         a seed stands twice.
         """
         wanted = Ensemble(
@@ -150,6 +153,7 @@ class Store(Probing):
             data_path=data_path,
             data_digest=data_digest,
             run_path=run_path,
+            early_stopping=early_stopping,
             created_at=self.now(),
         )
         return self._write(lambda c, now: ensembles.add(c, now, wanted, seeds, epochs))
@@ -342,12 +346,20 @@ class Store(Probing):
             lambda c, now: writes.stand_at(c, now, claim, checkpoint, records, reason)
         )
 
-    def finish(self, claim: Claim, result: Result, records: Sequence[EpochRecord] = ()) -> None:
+    def finish(
+        self,
+        claim: Claim,
+        result: Result,
+        records: Sequence[EpochRecord] = (),
+        *,
+        early: EarlyEnd | None = None,
+    ) -> None:
         """running -> done. Raises LeaseLost; EnsqError unless each epoch was recorded once.
 
-        ``records`` are all epochs of a result that an earlier attempt left unrecorded.
+        ``records`` are all epochs of a result that an earlier attempt left unrecorded; ``early``:
+        it ends before its last epoch.
         """
-        self._write(lambda c, now: writes.finish(c, now, claim, result, records))
+        self._write(lambda c, now: writes.finish(c, now, claim, result, records, early))
 
     def release(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
@@ -14,7 +15,7 @@ class EventKind(StrEnum):
 
     ADDED = "added"  # queued for the first time
     CLAIMED = "claimed"  # queued -> running
-    DONE = "done"  # running -> done
+    DONE = "done"  # running -> done, early ones too
     INTERRUPTED = "interrupted"  # running -> queued or held, given back
     BLOCKED = "blocked"  # the same, since the host could not work
     LOST = "lost"  # running -> queued, taken from a worker that died or fell silent
@@ -26,6 +27,9 @@ class EventKind(StrEnum):
     RETRIED = "retried"  # failed or cancelled -> queued
     FELL_BACK = "fell_back"  # a checkpoint was damaged, the one before is used
     ADOPTED = "adopted"  # a checkpoint or result that was never recorded is used
+    DECIDED = "decided"  # a rule of early stopping holds for a member
+    RESUMED = "resumed"  # done early -> queued
+    SETTINGS = "settings"  # of an ensemble, as what stops its members
     DRAINED = "drained"  # a worker was asked to leave
     WORKER_STARTED = "worker_started"
     WORKER_ENDED = "worker_ended"
@@ -118,6 +122,25 @@ class EpochWrite(NamedTuple):
     best_epoch: int | None
     best_loss: float | None
     checkpoint: Checkpoint | None
+    blocks: Sequence[float] | None = None  # the validation loss by blocks of frames
+
+
+class EarlyMember(NamedTuple):
+    """Where a member stands, for rules that compare it with others."""
+
+    job_id: int
+    seed: int
+    epoch: int  # epochs completed and recorded
+    epochs: int
+    exempt: bool  # a person wants it trained to the end
+    stopped: bool  # a rule that compares took it from its ensemble
+
+
+class EarlyView(NamedTuple):
+    """What is known of an ensemble before losses are read."""
+
+    settings: str | None  # the section early_stopping in force, as JSON
+    members: tuple[EarlyMember, ...]
 
 
 class SlurmSaid(NamedTuple):

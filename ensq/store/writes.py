@@ -12,9 +12,10 @@ from typing import Any
 from sqlalchemy import Connection, case, func, insert, select, update
 
 from ensq.errors import EnsqError
-from ensq.jobs import Checkpoint, Claim, EpochRecord, Job, Outcome, Result, State
+from ensq.jobs import Checkpoint, Claim, EarlyEnd, EpochRecord, Job, Outcome, Result, State
 from ensq.schema import epochs, jobs
 from ensq.store import claims, endings, fences, history
+from ensq.store import early as early_stopping
 from ensq.store.rows import from_checkpoint, from_epoch, number, to_epoch, to_job
 from ensq.store.values import EpochWrite, EventKind
 
@@ -54,7 +55,12 @@ def _record_epoch(connection: Connection, now: float, write: EpochWrite) -> bool
             "losses must have no gaps"
         )
     connection.execute(
-        insert(epochs).values(job_id=held.job_id, attempt=held.attempt, **from_epoch(record))
+        insert(epochs).values(
+            job_id=held.job_id,
+            attempt=held.attempt,
+            block_losses=early_stopping.packed(write.blocks),
+            **from_epoch(record),
+        )
     )
     values: dict[str, Any] = {
         "epoch": int(record.epoch),
@@ -189,9 +195,11 @@ def finish(
     held: Claim,
     result: Result,
     records: Sequence[EpochRecord] = (),
+    early: EarlyEnd | None = None,
 ) -> None:
     """running -> done; see Store.finish."""
-    if _was_finished(connection, held, result):
+    outcome, reason = early_stopping.outcome_of(early)
+    if _was_finished(connection, held, result, outcome):
         return
     job = _locked(connection, held)
     values: dict[str, Any] = {}
@@ -204,6 +212,10 @@ def finish(
             "val_loss": number(last.val_loss),
             "seconds_per_epoch": float(last.seconds),
         }
+    if early is not None:
+        values |= {"early": early.rule}
+        if early.checkpoint is not None:
+            values |= _shift(early.checkpoint)
     row = connection.execute(
         update(jobs)
         .where(fences.held(held))
@@ -222,15 +234,19 @@ def finish(
         .returning(*jobs.c)
     ).one()
     job = to_job(row)
-    _require_dense(connection, job, job.epochs)
-    history.end_attempt(connection, now, job.id, job.attempt, Outcome.DONE, None)
+    _require_dense(connection, job, job.epochs if early is None else early.epoch)
+    if early is not None:
+        early_stopping.ended(connection, now, held, job, early)
+    history.end_attempt(connection, now, job.id, job.attempt, outcome, reason)
     message = f"seed {job.seed}, best epoch {result.best_epoch}, best loss {result.best_loss:.6g}"
+    if early is not None:
+        message += f"; {reason}"
     if records:
         message += "; the result of an earlier attempt, which was never recorded"
     history.note_job(connection, now, EventKind.DONE, job, message, worker_id=held.owner)
 
 
-def _was_finished(connection: Connection, held: Claim, result: Result) -> bool:
+def _was_finished(connection: Connection, held: Claim, result: Result, outcome: Outcome) -> bool:
     digest = connection.execute(
         select(jobs.c.result_digest).where(
             jobs.c.id == held.job_id,
@@ -238,7 +254,7 @@ def _was_finished(connection: Connection, held: Claim, result: Result) -> bool:
             jobs.c.attempt == held.attempt,
         )
     ).scalar_one_or_none()
-    return digest == result.digest and endings.was_ended(connection, held, Outcome.DONE)
+    return digest == result.digest and endings.was_ended(connection, held, outcome)
 
 
 def _require_dense(connection: Connection, job: Job, wanted: int) -> None:
