@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ensq import data, prediction, trained
+from ensq import frames as framing
 from ensq.config import RunConfig
+from ensq.config.structs import DataConfig, UnitsConfig
 from ensq.errors import DataError, UsageError
 from ensq.prediction import Prediction
 from ensq.trained import Members
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from ensq.train.predicting import Predictor
 
 Progress = Callable[[int, int], None]
+Part = tuple[NDArray[Any], Prediction]  # numbers of frames, and what is predicted for them
 
 
 def _silent(done: int, total: int) -> None:
@@ -30,8 +34,13 @@ class LoadedEnsemble:
     """All trained members of an ensemble; every prediction is in the run's units."""
 
     def __init__(self, members: Members, dtype: str = "float32") -> None:
+        if dtype not in ("float32", "float64"):
+            raise UsageError(f"dtype is {dtype!r}; it must be float32 or float64")
         self.members = members
         self.dtype = dtype
+
+    def __repr__(self) -> str:
+        return f"<ensemble {self.members.name}: {len(self)} members, {self.energy_unit}>"
 
     @property
     def config(self) -> RunConfig:
@@ -45,6 +54,11 @@ class LoadedEnsemble:
     def species_names(self) -> tuple[str, ...]:
         """Species i of the model has name i."""
         return self.members.species_names
+
+    @property
+    def elements(self) -> bool:
+        """Whether the species are chemical elements."""
+        return bool(self.members.results[0].statistics["elements"])
 
     @property
     def energy_unit(self) -> str:
@@ -69,22 +83,40 @@ class LoadedEnsemble:
             replace(self.members, results=(results,), digests=(digests,)), self.dtype
         )
 
-    def read(self, path: str | Path, config: Any = None) -> data.Source:
+    def read(
+        self,
+        path: str | Path,
+        config: DataConfig | None = None,
+        *,
+        units: UnitsConfig | None = None,
+    ) -> data.Source:
         """Frames of a data file with the model's species; labels need not be there.
 
-        ``config``: a ``DataConfig`` with the file's units and keys; None: those of the training.
+        Args:
+            path: What `data.path` may name: a file, a folder, a converted set.
+            config: Units and names of arrays of the file; None: those of the training.
+            units: Of the file, in place of those.
 
         Raises DataError.
         """
         from ensq.train.predicting import with_species
 
         settings = self.config.data if config is None else config
+        if units is None and data.is_converted(Path(path)):
+            units = data.units_of(Path(path))  # it says so itself
+        settings = DataConfig(
+            path=str(path), units=settings.units if units is None else units, keys=settings.keys
+        )
         found = data.load(Path(path), settings, None, self.config.unit)
         return with_species(found, self.species_names, str(path))
 
+    def frames(self, R: Any, species: Any, *, mask: Any = None, cell: Any = None) -> data.Data:
+        """Frames from arrays in Angstrom; see ``ensq.frames.from_arrays``."""
+        return framing.from_arrays(R, species, names=self.species_names, mask=mask, cell=cell)
+
     def predict(
         self,
-        frames: data.Source | str | Path,
+        frames: data.Source | str | Path | Sequence[Any],
         *,
         ddof: int = 0,
         members: bool = False,
@@ -95,24 +127,42 @@ class LoadedEnsemble:
         """Means and spreads of energies and forces over the members.
 
         Args:
-            frames: Of ``read``, or the path of a data file.
+            frames: Of ``read`` or ``frames``, the path of a data file, or a list of ``ase.Atoms``
+                (one alone will do).
             ddof: Taken off the number of members in standard deviations.
             members: Keep the predictions of all members, too.
-            virial: Work out the spread of the virials as well.
+            virial: Work out the virials as well.
             batch: Frames at once; None: as memory allows.
             progress: Told how many frames are done, and of how many.
 
-        Raises DataError for frames that the model can't take or gives no finite numbers for.
+        Raises DataError for frames that the model can't take or gives no finite numbers for,
+        UsageError if there are not more members than ``ddof``.
         """
-        source = self.read(frames) if isinstance(frames, str | Path) else frames
-        parts, order = [], []
+        source = self._source(frames)
+        parts = self.parts(
+            source, ddof=ddof, members=members, virial=virial, batch=batch, progress=progress
+        )
+        return prediction.gather(parts, source.n_frames)
+
+    def parts(
+        self,
+        source: data.Source,
+        *,
+        ddof: int = 0,
+        members: bool = False,
+        virial: bool = False,
+        batch: int | None = None,
+        progress: Progress = _silent,
+    ) -> Iterator[Part]:
+        """The same, some frames at a time, in an order that groups frames of similar sizes."""
+        if ddof not in (0, 1):
+            raise UsageError(f"ddof is {ddof}; it must be 0 or 1")
         for found in self.predictor.batches(source, virial=virial, batch=batch, progress=progress):
-            mask = np.asarray(source.mask[found.index], bool)
             try:
                 part = prediction.summarize(
                     found.energies,
                     found.forces,
-                    mask,
+                    source.mask[found.index],
                     seeds=self.seeds,
                     energy_unit=self.energy_unit,
                     ddof=ddof,
@@ -121,11 +171,30 @@ class LoadedEnsemble:
                 )
             except ValueError as error:
                 raise DataError(_where(found, error)) from error
-            parts.append(part)
-            order.append(found.index)
-        return prediction.take(
-            prediction.concatenate(parts), np.argsort(np.concatenate(order), kind="stable")
+            yield found.index, part
+
+    def _source(self, frames: Any) -> data.Source:
+        if isinstance(frames, str | Path):
+            return self.read(frames)
+        if isinstance(frames, data.Data | data.Stored):
+            return frames
+        given = [frames] if hasattr(frames, "get_positions") else list(frames)
+        if not all(hasattr(one, "get_positions") for one in given):
+            raise UsageError(
+                "frames to predict are the path of a data file, what `read` or `frames` give, or "
+                "a list of ase.Atoms"
+            )
+        return framing.from_atoms(
+            given,
+            names=self.species_names,
+            elements=self.elements,
+            species=self.bead_array(given[0]),
         )
+
+    def bead_array(self, atoms: Any) -> str | None:
+        """The array of ``ase.Atoms`` that names species as the training's data did, if there is."""
+        key = self.config.data.keys.species
+        return key if not self.elements and key in atoms.arrays else None
 
 
 def _where(found: Any, error: ValueError) -> str:
@@ -139,15 +208,19 @@ def _where(found: Any, error: ValueError) -> str:
     )
 
 
-def load_ensemble(path: str | Path, *, db: str | None = None) -> LoadedEnsemble:
+def load_ensemble(
+    path: str | Path, *, db: str | None = None, dtype: str = "float32"
+) -> LoadedEnsemble:
     """The ensemble of an export folder, or by its name in a database.
 
     Args:
         path: A folder that `ensq finalize` wrote, or a name.
         db: The database of a name; None: $ENSQ_DB, else ensq.db here.
+        dtype: The precision of predictions: float32, that of exported models, or float64.
 
     Raises UsageError if there is no such folder or name, CheckpointError for damaged files.
     """
     import os
 
-    return LoadedEnsemble(trained.find(str(path), db or os.environ.get("ENSQ_DB") or "ensq.db"))
+    found = trained.find(str(path), db or os.environ.get("ENSQ_DB") or "ensq.db")
+    return LoadedEnsemble(found, dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,8 @@ class Prediction:
     """Of T frames by M members, in float64; padded beads (mask False) are 0 everywhere.
 
     Standard deviations are over the members, with ``ddof`` taken off their number; ``epsilon`` is
-    sqrt(mean over members |F - <F>|^2) of each bead, always with ddof 0, as DeePMD has it.
+    sqrt(mean over members |F - <F>|^2) of each bead, always with ddof 0, as DeePMD has it. One
+    member has no spread (``has_spread``): all of these are NaN then, which nobody takes for 0.
     """
 
     energy_mean: Array  # [T]
@@ -34,7 +35,9 @@ class Prediction:
     length_unit: str = "Angstrom"
     energies: Array | None = None  # [M,T] of the members, if they were wanted
     forces: Array | None = None  # [M,T,N,3]
-    virial_std: Array | None = None  # [T,3,3] population's, in the unit of energy, if wanted
+    # [T,3,3] minus the derivative of the energy by a strain, in the unit of energy, if wanted
+    virial_mean: Array | None = None
+    virial_std: Array | None = None  # always with ddof 0
 
     @property
     def n_members(self) -> int:
@@ -43,6 +46,11 @@ class Prediction:
     @property
     def n_frames(self) -> int:
         return len(self.energy_mean)
+
+    @property
+    def has_spread(self) -> bool:
+        """Whether members can differ at all: it takes two."""
+        return self.n_members > 1
 
     @property
     def force_unit(self) -> str:
@@ -82,6 +90,7 @@ class Prediction:
             epsilon=self.epsilon * of_force,
             energies=_times(self.energies, of_energy),
             forces=_times(self.forces, of_force),
+            virial_mean=_times(self.virial_mean, of_energy),
             virial_std=_times(self.virial_std, of_energy),
             energy_unit=energy,
             length_unit=length,
@@ -105,70 +114,92 @@ def summarize(
 ) -> Prediction:
     """Means and spreads over the members of energies [M,T], forces [M,T,N,3], virials [M,T,3,3].
 
-    Raises ValueError if there are not more members than ``ddof``, or something is not finite.
+    Raises ValueError if there are several members and not more than ``ddof``, or something is not
+    finite.
     """
-    if len(energies) <= ddof:
-        raise ValueError(f"{len(energies)} members: a spread with ddof {ddof} needs more")
+    count = len(energies)
+    if 1 < count <= ddof:
+        raise ValueError(f"{count} members: a spread with ddof {ddof} needs more")
+    mask = np.asarray(mask, bool)
     energies = np.asarray(energies, np.float64)
     forces = np.where(mask[..., None], np.asarray(forces, np.float64), 0.0)
     if not (np.isfinite(energies).all() and np.isfinite(forces).all()):
         raise ValueError("an energy or a force is not finite")
-    variance = forces.var(axis=0)
+    if virials is not None:
+        virials = np.asarray(virials, np.float64)
+        if not np.isfinite(virials).all():
+            raise ValueError("a virial is not finite")
+    squares = forces.var(axis=0)  # with ddof 0
+    if count == 1:
+        squares = np.where(mask[..., None], np.nan, 0.0)
     return Prediction(
         energy_mean=energies.mean(axis=0),
-        energy_std=energies.std(axis=0, ddof=ddof),
+        energy_std=_std(energies, ddof),
         forces_mean=forces.mean(axis=0),
-        forces_std=forces.std(axis=0, ddof=ddof),
-        epsilon=np.sqrt(variance.sum(axis=-1)),
-        mask=np.asarray(mask, bool),
+        forces_std=np.sqrt(squares * (count / (count - ddof) if count > 1 else 1.0)),
+        epsilon=np.sqrt(squares.sum(axis=-1)),
+        mask=mask,
         ddof=ddof,
         seeds=tuple(seeds),
         energy_unit=energy_unit,
         energies=energies if members else None,
         forces=forces if members else None,
-        virial_std=None if virials is None else np.asarray(virials, np.float64).std(axis=0),
+        virial_mean=None if virials is None else virials.mean(axis=0),
+        virial_std=None if virials is None else _std(virials, 0),
     )
 
 
-def concatenate(parts: Sequence[Prediction]) -> Prediction:
-    """The predictions of consecutive batches as one; all have the same number of places N.
+def _std(values: Array, ddof: int) -> Array:
+    """Over the first axis; NaN for one member."""
+    if len(values) == 1:
+        return np.full(values.shape[1:], np.nan)
+    return np.asarray(values.std(axis=0, ddof=ddof))
 
-    Raises ValueError for no parts.
+
+# What has frames on its first axis, and on its second.
+BY_FRAME = (
+    *("energy_mean", "energy_std", "forces_mean", "forces_std", "epsilon", "mask"),
+    *("virial_mean", "virial_std"),
+)
+BY_MEMBER = ("energies", "forces")
+
+
+def arrays_of(found: Prediction) -> Iterator[tuple[str, Array, bool]]:
+    """The arrays that there are: name, values, and whether frames are on the second axis."""
+    for names, second in ((BY_FRAME, False), (BY_MEMBER, True)):
+        for name in names:
+            values = getattr(found, name)
+            if values is not None:
+                yield name, values, second
+
+
+def gather(parts: Iterable[tuple[Array, Prediction]], frames: int) -> Prediction:
+    """One prediction of all frames from those of some of them, each with the frames' numbers.
+
+    Each array is there once, whatever the number of parts. Raises ValueError for no parts.
     """
-    if not parts:
+    whole: dict[str, Any] = {}
+    first = None
+    for index, part in parts:
+        first = first or part
+        for name, values, second in arrays_of(part):
+            shape = values.shape
+            if name not in whole:
+                full = (shape[0], frames, *shape[2:]) if second else (frames, *shape[1:])
+                whole[name] = np.zeros(full, values.dtype)
+            if second:
+                whole[name][:, index] = values
+            else:
+                whole[name][index] = values
+    if first is None:
         raise ValueError("no frames were predicted")
-    first = parts[0]
-
-    def joined(name: str, axis: int = 0) -> Any:
-        values = [getattr(part, name) for part in parts]
-        return None if values[0] is None else np.concatenate(values, axis=axis)
-
-    plain = ("energy_mean", "energy_std", "forces_mean", "forces_std", "epsilon", "mask")
-    return replace(
-        first,
-        **{name: joined(name) for name in (*plain, "virial_std")},
-        **{name: joined(name, axis=1) for name in ("energies", "forces")},
-    )
+    return replace(first, **whole)
 
 
 def take(found: Prediction, frames: Array) -> Prediction:
     """The predictions of these frames, in this order."""
-
-    def rows(values: Array | None) -> Array | None:
-        return None if values is None else values[frames]
-
-    def columns(values: Array | None) -> Array | None:
-        return None if values is None else values[:, frames]
-
-    return replace(
-        found,
-        energy_mean=found.energy_mean[frames],
-        energy_std=found.energy_std[frames],
-        forces_mean=found.forces_mean[frames],
-        forces_std=found.forces_std[frames],
-        epsilon=found.epsilon[frames],
-        mask=found.mask[frames],
-        virial_std=rows(found.virial_std),
-        energies=columns(found.energies),
-        forces=columns(found.forces),
-    )
+    chosen: dict[str, Any] = {
+        name: values[:, frames] if second else values[frames]
+        for name, values, second in arrays_of(found)
+    }
+    return replace(found, **chosen)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -106,23 +105,6 @@ def _numbers_in(values: Array) -> set[float]:
     if not (np.isfinite(different) & (different > 0)).all():
         raise npzfile.Unreadable("it must be a positive number")
     return set(different.tolist())
-
-
-def check_outputs(source: Path, outputs: Mapping[str, Path]) -> None:
-    """Refuse files, by the options that name them, that can't be or would spoil the data."""
-    for option, path in outputs.items():
-        if not path.parent.is_dir():
-            raise UsageError(f"{option} {path}: there is no folder {path.parent}: make it first")
-        if path.resolve() == source.resolve():
-            raise UsageError(f"{option} {path} is the data file itself: choose another name")
-        inside = source.is_dir() and path.parent.resolve() == source.resolve()
-        if inside and path.suffix.lower() in (".npz", ".xyz", ".extxyz", ".gz"):
-            raise UsageError(
-                f"{option} {path} would become one of the data files of {source}: choose another "
-                "folder"
-            )
-    if len({path.resolve() for path in outputs.values()}) < len(outputs):
-        raise UsageError(f"{' and '.join(outputs)} name one file: choose two names")
 
 
 def write(option: str, path: Path, content: bytes) -> None:

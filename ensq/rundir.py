@@ -291,8 +291,7 @@ def write_atomic(path: Path, data: bytes, *, private: bool = False) -> str:
 
 def _write_beside(path: Path, data: bytes, private: bool) -> None:
     """Write a file beside, flush it, and give it its name."""
-    handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
+    with _beside(path) as (handle, beside):
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
@@ -303,6 +302,34 @@ def _write_beside(path: Path, data: bytes, private: bool) -> None:
             os.fsync(file.fileno())
         faults.point("write.flushed", str(path))
         Path(beside).replace(path)
+
+
+@contextmanager
+def written_beside(path: Path) -> Iterator[Path]:
+    """A file beside ``path`` to write into, for what is too large to be bytes in memory first.
+
+    It gets its name when the block ends without an error, flushed as ``write_atomic`` does; else it
+    is gone. Raises DiskError or another OSError as that does.
+    """
+    with disk_errors(path):
+        make_folder(path.parent)
+        with _beside(path) as (handle, beside):
+            try:
+                yield Path(beside)
+                os.fchmod(handle, 0o666 & ~_umask())
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+            Path(beside).replace(path)
+        flush_folder(path.parent)
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[tuple[int, str]]:
+    """A new file in the same folder, open and by its name, which is removed after an error."""
+    handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        yield handle, beside
     except BaseException:
         with suppress(OSError):
             Path(beside).unlink(missing_ok=True)

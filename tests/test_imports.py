@@ -50,6 +50,7 @@ RULES: dict[str, frozenset[str]] = {
         ),
         # The one module that calls ASE, and only when it reads such a file.
         "ensq.data.xyz": "numpy ase ensq.config ensq.data ensq.errors",
+        "ensq.data.saving": "numpy ase ensq.config ensq.data ensq.errors ensq.rundir ensq.units",
         "ensq.schema": "sqlalchemy ensq.jobs",
         "ensq.store": (
             "sqlalchemy ensq.store ensq.schema ensq.jobs ensq.errors ensq.faults ensq.rundir"
@@ -89,7 +90,18 @@ RULES: dict[str, frozenset[str]] = {
         ),
         "ensq.simulation": "numpy ensq.errors ensq.npzfile ensq.rundir",
         "ensq.ensemble": (
-            "numpy ensq.config ensq.data ensq.errors ensq.prediction ensq.trained ensq.train"
+            "numpy ensq.ase ensq.config ensq.data ensq.errors ensq.frames ensq.prediction "
+            "ensq.trained ensq.train"
+        ),
+        "ensq.frames": "numpy ensq.data ensq.errors",
+        "ensq.outputs": "ensq.errors",
+        # What becomes of predictions; no JAX.
+        "ensq.predicted": (
+            "numpy ensq ensq.config ensq.data ensq.ensemble ensq.errors ensq.outputs "
+            "ensq.predicted ensq.prediction ensq.rundir ensq.units"
+        ),
+        "ensq.predicted.files": (
+            "numpy ase h5py ensq.data ensq.errors ensq.prediction ensq.predicted ensq.rundir"
         ),
         "ensq.reexport": (
             "ensq.config ensq.errors ensq.exports ensq.jobs ensq.publish ensq.rundir ensq.store "
@@ -99,7 +111,8 @@ RULES: dict[str, frozenset[str]] = {
             "ensq.boltzmann ensq.data ensq.doctor ensq.plots ensq.priorfiles msgspec "
             "click ensq ensq.cli ensq.config ensq.enqueue ensq.errors ensq.exports ensq.finalize "
             "ensq.jobs ensq.local ensq.migrate ensq.progress ensq.reexport ensq.rundir ensq.store "
-            "ensq.slurm ensq.submit ensq.text ensq.worker"
+            "ensq.slurm ensq.submit ensq.text ensq.worker ensq.ensemble ensq.outputs "
+            "ensq.predicted ensq.trained"
         ),
         "ensq.train": (
             "numpy msgspec google ensq ensq.train ensq.config ensq.data ensq.errors ensq.jobs "

@@ -21,6 +21,7 @@ _COMMANDS = {
     "submit": ("submit", "An array of workers into SLURM's queue."),
     "status": ("status", "Who does what, how far, how good, when done."),
     "finalize": ("finalize", "Statistics, best model and exports."),
+    "predict": ("predict", "Energies and forces by all members, with spreads."),
     "export": ("export", "One member, or a checkpoint, as a model file."),
     "retry": ("members", "Queue failed or cancelled members again."),
     "cancel": ("members", "Take members out of the queue."),

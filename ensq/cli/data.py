@@ -71,7 +71,7 @@ def convert(
             source,
             dest,
             units=UnitsConfig(energy=energy_unit, length=length_unit),  # type: ignore[arg-type]
-            keys=KeysConfig(**_keys(keys)),
+            keys=KeysConfig(**keys_of(keys)),
             say=ticker.say,
         )
     told = _told(done.path, done.index, done.digest) | {"seconds": time.monotonic() - began}
@@ -104,7 +104,7 @@ def check(set_: Path, json_: bool) -> None:
     click.echo(f"{set_}: whole; {told['frames']} frames of {told['beads']} beads")
 
 
-def _keys(given: tuple[str, ...]) -> dict[str, str]:
+def keys_of(given: tuple[str, ...]) -> dict[str, str]:
     found = {}
     for text in given:
         key, _, name = text.partition("=")

@@ -109,6 +109,7 @@ def fit(
 ) -> None:
     """Fit priors to the chains in DATA by Boltzmann inversion."""
     from ensq import boltzmann, priorfiles
+    from ensq.outputs import check_outputs
 
     if kind != "spline" and (spline_out is not None or residue_specific_angles):
         raise UsageError("--spline-out and --residue-specific-angles need --kind spline")
@@ -116,7 +117,7 @@ def fit(
     if kind == "spline":
         option = "the splines beside -o:" if spline_out is None else "--spline-out"
         outputs[option] = output.with_suffix(".npz") if spline_out is None else spline_out
-    priorfiles.check_outputs(data, outputs)
+    check_outputs(data, outputs)
     chains = priorfiles.read(data, length=length_unit, protein=protein)
     if temperature is None:
         temperature = chains.temperature

@@ -3,7 +3,7 @@ and the split."""
 
 from ensq.data.cells import check_open
 from ensq.data.facts import Facts, facts, no_neighbours
-from ensq.data.index import is_converted
+from ensq.data.index import is_converted, units_of
 from ensq.data.loading import data_files, digest, load
 from ensq.data.splitting import MIN_VALIDATION_FRAMES, Split, split
 from ensq.data.stored import Source, Stored, spans
@@ -26,4 +26,5 @@ __all__ = [
     "no_neighbours",
     "spans",
     "split",
+    "units_of",
 ]

@@ -75,6 +75,11 @@ def is_converted(path: Path) -> bool:
         return False
 
 
+def units_of(path: Path) -> UnitsConfig:
+    """The units that a converted set is in. Raises DataError."""
+    return read(path).units
+
+
 def dumps(index: Index) -> bytes:
     """The index as text; the same set has the same, whenever and wherever it was made."""
     plain = {

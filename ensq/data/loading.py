@@ -89,8 +89,9 @@ def load(path: Path, config: DataConfig, gammas: GammasConfig | None, unit: Ener
         path: An NPZ or extended XYZ file, a folder of them, whose frames are joined and padded to
             one size, or a converted set, whose frames are read when they are taken.
         config: Declares the units of the files, and names of arrays that are not the usual ones.
-        gammas: Weights of the loss; labels with a weight must be there. None: no label must, and
-            one that some files have and some have not is left out.
+        gammas: Weights of the loss; labels with a weight must be there. None: no label must, not
+            even one that ``config`` names, and one that some files have and some have not is left
+            out.
         unit: The run's unit of energy. Lengths become Angstrom, energies this, forces this per
             Angstrom; R and F keep the type of the file.
 
@@ -100,7 +101,7 @@ def load(path: Path, config: DataConfig, gammas: GammasConfig | None, unit: Ener
     weights = NO_LABELS if gammas is None else gammas
     if index.is_converted(path):
         return stored.load(path, config.units, weights, unit)
-    parts = [_part(file, config, weights, unit) for file in data_files(path)]
+    parts = [_part(file, config, weights, unit, gammas is not None) for file in data_files(path)]
     if gammas is None:
         if any(part.data.F is None for part in parts):
             parts = [part._replace(data=replace(part.data, F=None)) for part in parts]
@@ -115,6 +116,11 @@ def load(path: Path, config: DataConfig, gammas: GammasConfig | None, unit: Ener
     return join(path, parts)
 
 
-def _part(path: Path, config: DataConfig, gammas: GammasConfig, unit: EnergyUnit) -> Part:
-    raw = xyz.read(path, config.keys, gammas) if xyz.is_xyz(path) else npz.read(path, config.keys)
+def _part(
+    path: Path, config: DataConfig, gammas: GammasConfig, unit: EnergyUnit, labels: bool
+) -> Part:
+    if xyz.is_xyz(path):
+        raw = xyz.read(path, config.keys, gammas, labels=labels)
+    else:
+        raw = npz.read(path, config.keys, labels=labels)
     return checks.part(raw, gammas, config.units, unit)

@@ -40,13 +40,17 @@ T = TypeVar("T")
 ATOMIC_NUMBERS = (*USUAL["Z"], *ALIASES["Z"])
 
 
-def read(path: Path, keys: KeysConfig) -> Raw:
-    """The arrays of an NPZ file that ensq uses; all others stay unread."""
+def read(path: Path, keys: KeysConfig, *, labels: bool = True) -> Raw:
+    """The arrays of an NPZ file that ensq uses; all others stay unread.
+
+    Labels that ``keys`` name must be there, unless ``labels`` is False.
+    """
     try:
         with path.open("rb") as file:
             check_kind(path, file.read(8))
             with npzfile.Npz(file) as archive:
-                called = called_in(path, archive.names, keys)
+                wanted = keys if labels else without_absent(keys, archive.names)
+                called = called_in(path, archive.names, wanted)
                 spare = spare_of(called)
                 arrays = {
                     key: asked(path, partial(archive.read, name), key in spare)
@@ -72,6 +76,17 @@ def check_kind(path: Path, start: bytes) -> None:
     raise DataError(
         f"{path}: not in a format that is read: data.path takes .npz files, extended XYZ files "
         "(.xyz or .extxyz, also with .gz behind), or a folder of them"
+    )
+
+
+def without_absent(keys: KeysConfig, holds: Iterable[str]) -> KeysConfig:
+    """The names without those of labels that the file has not."""
+    present = set(holds)
+    return KeysConfig(
+        R=keys.R,
+        F=keys.F if keys.F in present else None,
+        U=keys.U if keys.U in present else None,
+        species=keys.species,
     )
 
 

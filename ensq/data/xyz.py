@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TextIO
 import numpy as np
 
 from ensq.config.structs import GammasConfig, KeysConfig
-from ensq.data.npz import listed
+from ensq.data.npz import listed, without_absent
 from ensq.data.padding import refuse_much_padding
 from ensq.data.structs import MAX_NAME, Array, Raw, short
 from ensq.errors import DataError
@@ -49,15 +49,20 @@ def is_xyz(path: Path) -> bool:
     return path.name.lower().endswith(SUFFIXES)
 
 
-def read(path: Path, keys: KeysConfig, gammas: GammasConfig) -> Raw:
+def read(path: Path, keys: KeysConfig, gammas: GammasConfig, *, labels: bool = True) -> Raw:
     """All frames, padded to the largest.
 
     Labels that only some frames have are an error if their weight in the loss is not 0, and are
-    left out otherwise.
+    left out otherwise. Those that ``keys`` name must be there, unless ``labels`` is False.
     """
     frames = [_parse(path, place, block) for place, block in enumerate(_blocks(path))]
     if not frames:
         raise DataError(f"{path}: holds no frame")
+    if not labels:  # a label must be in all frames to count
+        keys = without_absent(
+            keys,
+            set.intersection(*({*frame.per_atom, *frame.per_frame} for frame in frames)),
+        )
     sizes = np.array([len(frame.numbers) for frame in frames])
     beads = int(sizes.max())
     refuse_much_padding(path, sizes)

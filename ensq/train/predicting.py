@@ -22,7 +22,7 @@ from ensq.train.checkpoint import MemberResult
 from ensq.train.export import model_of, reference_energies, without_reference_energies
 from ensq.train.labelled import frames_of
 from ensq.train.models import EnergyModel, Frames
-from ensq.train.neighbours import build_neighbours, count_neighbours, is_periodic
+from ensq.train.neighbours import Neighbours, build_neighbours, count_neighbours, is_periodic
 
 EDGES_AT_ONCE = 400_000  # of all members of a batch: bounds the memory to some 100 MB
 MOST_FRAMES = 256
@@ -102,8 +102,8 @@ class Predictor:
 
         Raises DataError if the model needs open boundaries and the frames have none.
         """
-        if self.model.priors is not None and is_periodic(_cells(frames)):
-            data.check_open(frames, "the frames")
+        if self.model.priors is not None:
+            check_open(frames)
         sizes = _sizes(frames)
         bounds = choose_bounds(sizes, sizes, groups=GROUPS, fewest=16)
         done = 0
@@ -117,9 +117,7 @@ class Predictor:
                 # the last batch is filled with its last frame: one shape, one program
                 filled = np.concatenate([index, np.repeat(index[-1:], at_once - len(index))])
                 part = frames.take(filled)
-                yield self._batch(
-                    part, index, bound, (width, periodic), virial, int(frames.mask.shape[1])
-                )
+                yield self._batch(part, index, bound, (width, periodic), virial)
                 done += len(index)
                 progress(done, len(sizes))
 
@@ -132,7 +130,8 @@ class Predictor:
             periodic |= is_periodic(None if frames.cell is None else frames.cell[chosen])
         for chosen in spans:
             part = frames.take(chosen).cut(bound)
-            counts = count_neighbours(part.R, part.mask, cutoff, part.cell, periodic=periodic)
+            positions = near_origin(part.R, part.mask, part.cell)
+            counts = count_neighbours(positions, part.mask, cutoff, part.cell, periodic=periodic)
             width = max(width, int(counts.max(initial=0)))
         return width, periodic
 
@@ -143,23 +142,51 @@ class Predictor:
         bound: int,
         layout: tuple[int, bool],
         virial: bool,
-        places: int,
     ) -> Batch:
         part, count = whole.cut(bound), len(index)
         width, periodic = layout
+        positions = near_origin(part.R, part.mask, part.cell)
         neighbours = build_neighbours(
-            part.R, part.mask, self.model.cutoff, part.cell, width=width, periodic=periodic
+            positions, part.mask, self.model.cutoff, part.cell, width=width, periodic=periodic
         )
+        energies, found, virials = self.evaluate(
+            positions, part.species, part.mask, neighbours, virial=virial
+        )
+        forces = np.zeros((self.n_members, count, whole.n_beads, 3))
+        forces[:, :, :bound] = found[:, :count]
+        return Batch(
+            index,
+            energies[:, :count] + self.constant(part)[:count],
+            forces,
+            None if virials is None else virials[:, :count],
+        )
+
+    def evaluate(
+        self,
+        positions: NDArray[Any],
+        species: NDArray[Any],
+        mask: NDArray[Any],
+        neighbours: Neighbours,
+        *,
+        virial: bool = False,
+    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None]:
+        """Energies [M,b] without reference energies, forces [M,b,N,3], virials [M,b,3,3], float64.
+
+        Each combination of shapes is compiled once. ``positions``: of ``near_origin``.
+        """
         with self.precision():
-            batch = frames_of(part.R, part.species, part.mask, neighbours, self.dtype)
+            batch = frames_of(positions, species, mask, neighbours, self.dtype)
             energy, force, stress = self._run[virial](self.params, batch)
-            energies = np.asarray(energy, np.float64)[:, :count]
-            found = np.asarray(force, np.float64)[:, :count]
-        forces = np.zeros((*found.shape[:2], places, 3))
-        forces[:, :, :bound] = found
-        constant = self.constant(part)[:count]
-        virials = np.asarray(stress, np.float64)[:, :count] if virial else None
-        return Batch(index, energies + constant, forces, virials)
+            return (
+                np.asarray(energy, np.float64),
+                np.asarray(force, np.float64),
+                np.asarray(stress, np.float64) if virial else None,
+            )
+
+    def programs(self) -> int:
+        """How many have been compiled."""
+        runs: list[Any] = list(self._run.values())
+        return sum(one._cache_size() for one in runs)
 
 
 def _of_members(
@@ -195,6 +222,47 @@ def _with_virial(model: EnergyModel, params: Any, frames: Frames) -> tuple[Any, 
     return energy, force, -by_strain
 
 
+def near_origin(
+    positions: NDArray[Any], mask: NDArray[Any], cell: NDArray[Any] | None
+) -> NDArray[np.float64]:
+    """[T,N,3] the same frames near the origin, where float32 has its digits; no energy changes.
+
+    Periodic directions are wrapped into the cell, bead by bead, and each frame is centred: a
+    trajectory of a molecule that has drifted by 1e5 Angstrom would have none left.
+    """
+    real = mask.astype(bool)[..., None]
+    moved = np.asarray(positions, np.float64)
+    if cell is not None and is_periodic(cell):
+        fractional = moved @ np.linalg.pinv(np.asarray(cell, np.float64))
+        moved = moved - np.floor(fractional) @ cell
+    centre = np.sum(moved, axis=1, where=real, keepdims=True) / real.sum(axis=1, keepdims=True)
+    return np.where(real, moved - centre, 0.0)
+
+
+def check_open(frames: data.Source) -> None:
+    """Raise DataError, naming the frame, if one has a cell: priors run along an open chain."""
+    every = np.arange(0 if frames.cell is None else frames.n_frames)
+    for span in data.spans(3, len(every)):
+        assert frames.cell is not None
+        periodic = frames.cell[every[span]].any(axis=(1, 2))
+        if periodic.any():
+            raise DataError(
+                f"frame {span.start + int(np.argmax(periodic))} has a periodic cell, and the "
+                "priors of this model run along an open chain: store the molecules whole, without "
+                "a cell (or with pbc false)"
+            )
+
+
+class _Renumbered:
+    """Species of a converted set by the model's numbers, read when they are wanted."""
+
+    def __init__(self, rows: Any, table: NDArray[np.int32]) -> None:
+        self._rows, self._table = rows, table
+
+    def __getitem__(self, frames: Any) -> NDArray[np.int32]:
+        return self._table[self._rows[frames]]
+
+
 def with_species(frames: data.Source, names: tuple[str, ...], source: str) -> data.Source:
     """The frames with their species as the model numbers them, told by their names.
 
@@ -203,24 +271,30 @@ def with_species(frames: data.Source, names: tuple[str, ...], source: str) -> da
         names: The model's species.
         source: The file, for errors.
 
-    Raises DataError for a species that the model was not trained on.
+    Raises DataError, naming the frame and bead, for a species that the model was not trained on.
     """
-    if frames.species_names == names:
-        return frames
-    every = np.arange(frames.n_frames)
-    species, mask = frames.species[every], frames.mask[every]
-    place = {name: number for number, name in enumerate(names)}
     own = frames.species_names
-    unknown = [own[k] for k in np.unique(species[mask]) if own[k] not in place]
-    if unknown:
-        raise DataError(
-            f"{source}: has beads of the species {', '.join(unknown[:5])}, which the model was not "
-            f"trained on; it knows {', '.join(names)}"
-        )
+    if own == names:
+        return frames
+    place = {name: number for number, name in enumerate(names)}
+    known = np.array([name in place for name in own], bool)
+    every = np.arange(frames.n_frames)
+    for span in data.spans(frames.n_beads, 0 if known.all() else len(every)):
+        species, mask = frames.species[every[span]], np.asarray(frames.mask[every[span]], bool)
+        wrong = np.argwhere(mask & ~known[species])
+        if wrong.size:
+            frame, bead = wrong[0]
+            raise DataError(
+                f"{source}: frame {span.start + frame}, bead {bead} is of the species "
+                f"{own[species[frame, bead]]}, which the model was not trained on; it knows "
+                f"{', '.join(names)}"
+            )
     table = np.array([place.get(name, 0) for name in own], np.int32)
-    return replace(
-        frames, species=np.where(mask, table[species], 0).astype(np.int32), species_names=names
-    )
+    if isinstance(frames, data.Data):
+        species = np.where(frames.mask, table[frames.species], 0).astype(np.int32)
+        return replace(frames, species=species, species_names=names)
+    renumbered: Any = _Renumbered(frames.species, table)
+    return replace(frames, species=renumbered, species_names=names)
 
 
 def _sizes(frames: data.Source) -> NDArray[np.int64]:
@@ -228,7 +302,3 @@ def _sizes(frames: data.Source) -> NDArray[np.int64]:
     return np.concatenate(
         [frame_sizes(frames.mask[every[span]]) for span in data.spans(frames.n_beads, len(every))]
     )
-
-
-def _cells(frames: data.Source) -> Any:
-    return None if frames.cell is None else frames.cell[np.arange(frames.n_frames)]

@@ -1,0 +1,1 @@
+"""What becomes of predictions: files, summaries, model deviations, and the frames worth a label."""
