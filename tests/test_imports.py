@@ -103,6 +103,12 @@ RULES: dict[str, frozenset[str]] = {
         "ensq.predicted.files": (
             "numpy ase h5py ensq.data ensq.errors ensq.prediction ensq.predicted ensq.rundir"
         ),
+        # Reports: pages and figures (matplotlib is imported when one is drawn).
+        "ensq.report": (
+            "numpy matplotlib ensq ensq.config ensq.errors ensq.exports ensq.jobs ensq.progress "
+            "ensq.report ensq.rundir ensq.selection ensq.simulation ensq.store ensq.text "
+            "ensq.trained ensq.train"
+        ),
         "ensq.reexport": (
             "ensq.config ensq.errors ensq.exports ensq.jobs ensq.publish ensq.rundir ensq.store "
             "ensq.train"
@@ -112,7 +118,7 @@ RULES: dict[str, frozenset[str]] = {
             "click ensq ensq.cli ensq.config ensq.enqueue ensq.errors ensq.exports ensq.finalize "
             "ensq.jobs ensq.local ensq.migrate ensq.progress ensq.reexport ensq.rundir ensq.store "
             "ensq.slurm ensq.submit ensq.text ensq.worker ensq.ensemble ensq.outputs "
-            "ensq.predicted ensq.trained"
+            "ensq.predicted ensq.report ensq.trained"
         ),
         "ensq.train": (
             "numpy msgspec google ensq ensq.train ensq.config ensq.data ensq.errors ensq.jobs "

@@ -22,6 +22,7 @@ _COMMANDS = {
     "status": ("status", "Who does what, how far, how good, when done."),
     "finalize": ("finalize", "Statistics, best model and exports."),
     "predict": ("predict", "Energies and forces by all members, with spreads."),
+    "report": ("report", "A page of HTML about an ensemble."),
     "export": ("export", "One member, or a checkpoint, as a model file."),
     "retry": ("members", "Queue failed or cancelled members again."),
     "cancel": ("members", "Take members out of the queue."),

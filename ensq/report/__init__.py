@@ -1,0 +1,1 @@
+"""Reports: one page of HTML that tells all about an ensemble."""
