@@ -43,7 +43,7 @@ RULES: dict[str, frozenset[str]] = {
         "ensq.config.splines": "numpy msgspec ensq.config ensq.errors ensq.npzfile ensq.units",
         "ensq.units": "numpy",
         "ensq.npzfile": "numpy",
-        "ensq.resampling": "numpy",
+        "ensq.resampling": "numpy scipy",
         "ensq.prediction": "numpy ensq.units",
         "ensq.data": (
             "numpy ensq.config ensq.data ensq.errors ensq.npzfile ensq.rundir ensq.units"
@@ -109,12 +109,26 @@ RULES: dict[str, frozenset[str]] = {
             "ensq.report ensq.rundir ensq.selection ensq.simulation ensq.store ensq.text "
             "ensq.trained ensq.train"
         ),
+        # Errors and uncertainty: figures are arrays in, values out.
+        "ensq.calibration": (
+            "numpy scipy msgspec ensq.calibration ensq.errors ensq.prediction ensq.resampling "
+            "ensq.rundir"
+        ),
+        "ensq.evaluation": "numpy msgspec ensq.calibration ensq.errors ensq.npzfile ensq.rundir",
+        "ensq.evaluationtext": "ensq.calibration ensq.evaluation ensq.text",
+        **dict.fromkeys(
+            ("ensq.observing", "ensq.calibrating", "ensq.evaluating"),
+            "numpy ensq.calibrating ensq.calibration ensq.data ensq.ensemble ensq.errors "
+            "ensq.evaluation ensq.observing ensq.prediction ensq.resampling ensq.trained",
+        ),
         "ensq.reexport": (
             "ensq.config ensq.errors ensq.exports ensq.jobs ensq.publish ensq.rundir ensq.store "
             "ensq.train"
         ),
         "ensq.cli": (
             "ensq.boltzmann ensq.data ensq.doctor ensq.plots ensq.priorfiles msgspec "
+            "ensq.calibrating ensq.ensemble ensq.evaluating ensq.evaluation ensq.evaluationtext "
+            "ensq.observing ensq.trained "
             "click ensq ensq.cli ensq.config ensq.enqueue ensq.errors ensq.exports ensq.finalize "
             "ensq.jobs ensq.local ensq.migrate ensq.progress ensq.reexport ensq.rundir ensq.store "
             "ensq.slurm ensq.submit ensq.text ensq.worker ensq.ensemble ensq.outputs "

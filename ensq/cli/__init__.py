@@ -24,6 +24,7 @@ _COMMANDS = {
     "predict": ("predict", "Energies and forces by all members, with spreads."),
     "report": ("report", "A page of HTML about an ensemble."),
     "export": ("export", "One member, or a checkpoint, as a model file."),
+    "evaluate": ("evaluate", "Errors, uncertainty and its calibration."),
     "retry": ("members", "Queue failed or cancelled members again."),
     "cancel": ("members", "Take members out of the queue."),
     "hold": ("members", "Keep members from being trained for now."),
