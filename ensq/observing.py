@@ -14,7 +14,7 @@ from ensq import data, prediction, resampling
 from ensq.calibration.figures import Resampling
 from ensq.calibration.samples import Energies, Forces, Frames, Observed
 from ensq.ensemble import LoadedEnsemble
-from ensq.errors import DataError, MismatchError, UsageError
+from ensq.errors import MismatchError, UsageError
 from ensq.evaluation import Evaluated
 
 Array = NDArray[Any]
