@@ -83,6 +83,12 @@ class LoadedEnsemble:
             replace(self.members, results=(results,), digests=(digests,)), self.dtype
         )
 
+    def calculator(self, **options: Any) -> Any:
+        """An ASE calculator; ``ensq.ase.EnsembleCalculator`` tells the options."""
+        from ensq.ase import EnsembleCalculator
+
+        return EnsembleCalculator(self, **options)
+
     def read(
         self,
         path: str | Path,
@@ -179,6 +185,8 @@ class LoadedEnsemble:
         if isinstance(frames, data.Data | data.Stored):
             return frames
         given = [frames] if hasattr(frames, "get_positions") else list(frames)
+        if not given:
+            raise DataError("no frames were given")
         if not all(hasattr(one, "get_positions") for one in given):
             raise UsageError(
                 "frames to predict are the path of a data file, what `read` or `frames` give, or "

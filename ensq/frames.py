@@ -106,6 +106,16 @@ def names_of(
 
     Raises DataError if there are none.
     """
+    found = species_array(atoms, elements, species)
+    if elements and species is None:
+        return np.array([ELEMENTS[number] for number in found], str)
+    return np.char.strip(found.astype(str))
+
+
+def species_array(
+    atoms: Any, elements: bool, species: str | Sequence[Any] | None = None
+) -> NDArray[Any]:
+    """[n] what ``names_of`` makes names of: atomic numbers, or names of beads."""
     if species is not None and not isinstance(species, str):
         found = np.asarray(species)
     elif isinstance(species, str):
@@ -115,7 +125,7 @@ def names_of(
             )
         found = atoms.arrays[species]
     elif elements:
-        return np.array([ELEMENTS[number] for number in atoms.numbers], str)
+        return np.asarray(atoms.numbers)
     else:
         found = next((atoms.arrays[name] for name in BEADS if name in atoms.arrays), np.array(""))
     if found.shape != (len(atoms),):
@@ -124,7 +134,7 @@ def names_of(
             'atoms.set_array("bead", np.array(["GLY", …]))'
             + (f"; what was given has the shape {found.shape}" if found.ndim else "")
         )
-    return np.char.strip(found.astype(str))
+    return np.asarray(found)
 
 
 def cell_of(atoms: Any) -> Array:

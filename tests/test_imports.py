@@ -94,6 +94,9 @@ RULES: dict[str, frozenset[str]] = {
             "ensq.trained ensq.train"
         ),
         "ensq.frames": "numpy ensq.data ensq.errors",
+        "ensq.ase": (
+            "numpy ase ensq.ensemble ensq.errors ensq.frames ensq.prediction ensq.train.moving"
+        ),
         "ensq.outputs": "ensq.errors",
         # What becomes of predictions; no JAX.
         "ensq.predicted": (

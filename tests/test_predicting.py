@@ -86,11 +86,10 @@ def test_frames_far_from_the_origin_keep_their_digits(loaded: LoadedEnsemble) ->
     assert np.abs(away.R.astype(np.float32) - 1e5 - frames.R).max() > 1e-3
 
 
-@pytest.mark.parametrize("boundary", ["open", "triclinic"])
-def test_virials_are_minus_the_derivative_of_the_energy_by_a_strain(boundary: str) -> None:
-    frames = crowd(boundary, 1)
+def test_virials_are_minus_the_derivative_of_the_energy_by_a_strain() -> None:
+    frames = crowd("triclinic", 1)
     frames = dataclasses.replace(frames, R=frames.R.astype(np.float64))
-    exact = ensemble(results(boundary, SEEDS[:2]), "float64")
+    exact = ensemble(results("triclinic", SEEDS[:2]), "float64")
     found = exact.predict(frames, virial=True)
     step = 1e-5
 

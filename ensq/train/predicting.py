@@ -19,7 +19,7 @@ from ensq import data
 from ensq.errors import DataError, MismatchError
 from ensq.train.buckets import choose_bounds, frame_sizes, members_of
 from ensq.train.checkpoint import MemberResult
-from ensq.train.export import model_of, reference_energies, without_reference_energies
+from ensq.train.export import model_of, without_reference_energies
 from ensq.train.labelled import frames_of
 from ensq.train.models import EnergyModel, Frames
 from ensq.train.neighbours import Neighbours, build_neighbours, count_neighbours, is_periodic
@@ -82,7 +82,16 @@ class Predictor:
 
     def constant(self, frames: data.Data) -> NDArray[Any]:
         """[T] reference energies of these frames, which every member adds."""
-        return reference_energies(self.results[0], frames)
+        return self.constant_of(frames.species, frames.mask)
+
+    def constant_of(self, species: NDArray[Any], mask: NDArray[Any]) -> NDArray[Any]:
+        """[T] the same of species and masks [T,N]."""
+        shift = np.asarray(self.results[0].statistics["energy_shift"], np.float64)
+        return np.asarray(np.where(mask, shift[species], 0.0).sum(axis=1))
+
+    def asarray(self, values: NDArray[Any]) -> jax.Array:
+        """On the device, in this predictor's precision; within ``precision()``."""
+        return jnp.asarray(values, self.dtype)
 
     def batches(
         self,
@@ -174,9 +183,25 @@ class Predictor:
 
         Each combination of shapes is compiled once. ``positions``: of ``near_origin``.
         """
+        return self.run(self.laid_out(positions, species, mask, neighbours), virial=virial)
+
+    def laid_out(
+        self,
+        positions: NDArray[Any],
+        species: NDArray[Any],
+        mask: NDArray[Any],
+        neighbours: Neighbours,
+    ) -> Frames:
+        """The same frames on the device."""
         with self.precision():
-            batch = frames_of(positions, species, mask, neighbours, self.dtype)
-            energy, force, stress = self._run[virial](self.params, batch)
+            return frames_of(positions, species, mask, neighbours, self.dtype)
+
+    def run(
+        self, frames: Frames, *, virial: bool = False
+    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None]:
+        """What ``evaluate`` gives for frames on the device."""
+        with self.precision():
+            energy, force, stress = self._run[virial](self.params, frames)
             return (
                 np.asarray(energy, np.float64),
                 np.asarray(force, np.float64),
@@ -244,13 +269,17 @@ def check_open(frames: data.Source) -> None:
     every = np.arange(0 if frames.cell is None else frames.n_frames)
     for span in data.spans(3, len(every)):
         assert frames.cell is not None
-        periodic = frames.cell[every[span]].any(axis=(1, 2))
-        if periodic.any():
-            raise DataError(
-                f"frame {span.start + int(np.argmax(periodic))} has a periodic cell, and the "
-                "priors of this model run along an open chain: store the molecules whole, without "
-                "a cell (or with pbc false)"
-            )
+        check_open_cell(frames.cell[every[span]], span.start)
+
+
+def check_open_cell(cells: NDArray[Any], first: int) -> None:
+    """The same of cells [t,3,3], the first of which is of the frame ``first``."""
+    periodic = cells.any(axis=(1, 2))
+    if periodic.any():
+        raise DataError(
+            f"frame {first + int(np.argmax(periodic))} has a periodic cell, and the priors of this "
+            "model run along an open chain: give whole molecules, without a cell (or pbc false)"
+        )
 
 
 class _Renumbered:
