@@ -56,7 +56,7 @@ def read(path: Path, *, length: Length = "Angstrom", protein: str | None = None)
         source += f" (protein {protein})"
     elif len(found.protein_names) > 1:
         source += f" ({len(found.protein_names)} proteins together)"
-    temperature = _temperature(data.data_files(path))
+    temperature = temperature_of(data.data_files(path))
     R = np.asarray(found.R, np.float64)
     names = found.species_names
     return Chains(R, found.mask, found.species, len(names), temperature, source, names)
@@ -76,7 +76,7 @@ def _frames_of(found: data.Data, protein: str, path: Path) -> Array:
     return frames
 
 
-def _temperature(files: list[Path]) -> float | None:
+def temperature_of(files: list[Path]) -> float | None:
     """``temperature_K`` of the files, if all agree on one."""
     found: set[float] = set()
     for path in files:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ PREFIX = "simulation-"  # of the files' names: simulation-<stem>.npz and .json
 LEVELS = (0.5, 0.9, 0.95, 0.99, 1.0)  # of epsilon's quantiles
 # Above this share of beads with an epsilon over the 99th percentile of the data (1 % is usual) the
 # simulation is said to have left the data.
-FAR_OUT = 0.1
+FAR_OUT = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +84,10 @@ class Simulation:
     energy_unit: str
     length_unit: str = "Angstrom"
     equilibration: float  # ps at the beginning, left out of distributions and means
-    bond_limits: str  # in words: what a bond may be
+    bond_limits: str  # in words: what a bond may be; empty if there are no bonds
     max_epsilon: float | None  # in energy_unit/length_unit, if there was a limit
     interrupted: bool
-    seconds: float  # of wall time in the dynamics, compiling left out
+    seconds: float  # of wall time in the dynamics, compiling left out; 0 if it is not known
     ensemble_temperature: float | None  # K, mean of the kinetic temperature after equilibration
     temperature_error: float | None  # standard error over replicas
     epsilon_levels: tuple[float, ...]
@@ -101,6 +101,7 @@ class Simulation:
     potential: Array  # [K,R] mean of the members, without reference energies
     kinetic_temperature: Array  # [K,R] K, mean since the last look
     epsilon_max: Array  # [K,R] largest of the beads since the last look
+    bonds: Array  # [K,R,2] shortest and longest bond since the last look; 0 where there are none
     recorded: Array  # [K,R] bool: whether the replica was still going
     steps_done: Array  # [R] good steps
     distributions: tuple[Distribution, ...] = ()
@@ -114,6 +115,12 @@ class Simulation:
         return sum(not reason for reason in self.reasons)
 
     @property
+    def steps_per_second(self) -> float | None:
+        """Of all replicas together."""
+        made = float(self.time[-1]) / (1e-3 * self.timestep)
+        return made / self.seconds if self.seconds else None
+
+    @property
     def force_unit(self) -> str:
         return f"{self.energy_unit}/{self.length_unit}"
 
@@ -123,7 +130,53 @@ class Simulation:
         return np.asarray(self.steps_done * self.timestep * 1e-3)
 
 
-_ARRAYS = ("time", "potential", "kinetic_temperature", "epsilon_max", "recorded", "steps_done")
+def judged(found: Simulation) -> Simulation:
+    """With the verdict in words."""
+    total, lost = found.n_replicas, found.n_replicas - found.survived
+    words = []
+    if lost:
+        first = min(
+            float(ps) for ps, why in zip(found.time_done, found.reasons, strict=True) if why
+        )
+        words.append(
+            f"UNSTABLE: {lost} of {total} replicas were stopped, the first after {first:.4g} ps."
+        )
+    else:
+        words.append(f"Stable: all {total} replicas went on for {found.time_done.min():.4g} ps.")
+    if found.interrupted:
+        words.append("It was interrupted.")
+    if _off(found):
+        words.append(
+            f"The temperature is off, {found.ensemble_temperature:.4g} K: the time step is too "
+            "long, or the run too short for its friction."
+        )
+    if found.extrapolation is not None and found.extrapolation > FAR_OUT:
+        words.append(
+            f"It left the data: the members disagree on {100 * found.extrapolation:.3g} % of the "
+            "beads more than on 99 % of the data's."
+        )
+    known = [one for one in found.distributions if one.differs is not None]
+    if known:
+        differ = sum(bool(one.differs) for one in known)
+        words.append(
+            f"{differ} of {len(known)} distributions differ from the data by more than halves of "
+            "the data from each other."
+        )
+    return replace(found, verdict=" ".join(words))
+
+
+def _off(found: Simulation) -> bool:
+    """Whether the temperature is more than 5 % and three standard errors from the wanted one."""
+    if found.ensemble_temperature is None or found.temperature_error is None or not found.friction:
+        return False
+    off = abs(found.ensemble_temperature - found.temperature)
+    return off > 0.05 * found.temperature and off > 3 * found.temperature_error
+
+
+_ARRAYS = (
+    *("time", "potential", "kinetic_temperature", "epsilon_max", "bonds", "recorded"),
+    "steps_done",
+)
 _HISTOGRAM = ("edges", "simulation", "data")
 
 

@@ -11,7 +11,7 @@ from ensemble_tools import ensq, write_config
 COMMANDS = (
     *("run", "enqueue", "worker", "status", "finalize", "export", "retry", "cancel", "config"),
     *("hold", "release", "show", "drain", "reap", "priors", "db", "doctor", "predict"),
-    "evaluate",
+    *("evaluate", "simulate"),
 )
 
 

@@ -88,6 +88,14 @@ RULES: dict[str, frozenset[str]] = {
         "ensq.trained": (
             "ensq.config ensq.errors ensq.exports ensq.jobs ensq.rundir ensq.store ensq.train"
         ),
+        "ensq.masses": "ase ensq.errors",
+        # Dynamics checks: numbers here, the dynamics themselves in ensq.train.dynamics.
+        "ensq.dynamics": (
+            "numpy ensq ensq.dynamics ensq.data ensq.ensemble ensq.errors ensq.masses "
+            "ensq.priorfiles ensq.resampling ensq.rundir ensq.simulation ensq.units ensq.train"
+        ),
+        "ensq.dynamics.measures": "numpy ase",
+        "ensq.dynamics.molecules": "numpy scipy ensq.data ensq.dynamics",
         "ensq.simulation": "numpy ensq.errors ensq.npzfile ensq.rundir",
         "ensq.ensemble": (
             "numpy ensq.ase ensq.config ensq.data ensq.errors ensq.frames ensq.prediction "
@@ -131,7 +139,7 @@ RULES: dict[str, frozenset[str]] = {
         "ensq.cli": (
             "ensq.boltzmann ensq.data ensq.doctor ensq.plots ensq.priorfiles msgspec "
             "ensq.calibrating ensq.ensemble ensq.evaluating ensq.evaluation ensq.evaluationtext "
-            "ensq.observing ensq.trained "
+            "ensq.observing ensq.trained ensq.dynamics ensq.simulation "
             "click ensq ensq.cli ensq.config ensq.enqueue ensq.errors ensq.exports ensq.finalize "
             "ensq.jobs ensq.local ensq.migrate ensq.progress ensq.reexport ensq.rundir ensq.store "
             "ensq.slurm ensq.submit ensq.text ensq.worker ensq.ensemble ensq.outputs "
@@ -139,6 +147,7 @@ RULES: dict[str, frozenset[str]] = {
         ),
         "ensq.train": (
             "numpy msgspec google ensq ensq.train ensq.config ensq.data ensq.errors ensq.jobs "
+            "ensq.masses ensq.units "
             "ensq.rundir ensq.seal ensq.faults ensq.worker.meeting ensq.worker.protocol "
             + " ".join(JAX_WORLD)
         ),

@@ -66,6 +66,7 @@ def made(**changes: object) -> Simulation:
         potential=np.arange(6.0).reshape(3, 2),
         kinetic_temperature=np.full((3, 2), 350.0),
         epsilon_max=np.ones((3, 2)),
+        bonds=np.full((3, 2, 2), 3.8),
         recorded=np.array([[True, True], [True, True], [True, False]]),
         steps_done=np.array([40, 30]),
         distributions=(bond,),

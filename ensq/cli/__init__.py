@@ -23,6 +23,7 @@ _COMMANDS = {
     "finalize": ("finalize", "Statistics, best model and exports."),
     "predict": ("predict", "Energies and forces by all members, with spreads."),
     "report": ("report", "A page of HTML about an ensemble."),
+    "simulate": ("simulate", "Short dynamics: stable, and as the data?"),
     "export": ("export", "One member, or a checkpoint, as a model file."),
     "evaluate": ("evaluate", "Errors, uncertainty and its calibration."),
     "retry": ("members", "Queue failed or cancelled members again."),

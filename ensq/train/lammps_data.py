@@ -12,17 +12,11 @@ from numpy.typing import NDArray
 from ensq import __version__
 from ensq import config as configuration
 from ensq.data import Data
+from ensq.masses import RESIDUES
 from ensq.train.checkpoint import MemberResult
 from ensq.train.lammps import Kinds, kinds_of
 
 MARGIN = 50.0  # Angstrom of empty space around the molecule of a data file
-# Residue masses, g/mol.
-RESIDUES = {
-    "ALA": 71.08, "ARG": 156.19, "ASN": 114.10, "ASP": 115.09, "CYS": 103.14, "GLN": 128.13,
-    "GLU": 129.12, "GLY": 57.05, "HIS": 137.14, "ILE": 113.16, "LEU": 113.16, "LYS": 128.17,
-    "MET": 131.19, "PHE": 147.18, "PRO": 97.12, "SER": 87.08, "THR": 101.10, "TRP": 186.21,
-    "TYR": 163.18, "VAL": 99.13,
-}  # fmt: skip
 
 
 def system_files(result: MemberResult, stem: str, frames: Data) -> dict[str, str]:

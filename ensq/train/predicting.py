@@ -69,7 +69,7 @@ class Predictor:
                 *(result.params for result in results),
             )
         self._run = {
-            virial: jax.jit(partial(_of_members, self.model, virial)) for virial in (False, True)
+            virial: jax.jit(partial(of_members, self.model, virial)) for virial in (False, True)
         }
 
     def precision(self) -> Any:
@@ -214,7 +214,7 @@ class Predictor:
         return sum(one._cache_size() for one in runs)
 
 
-def _of_members(
+def of_members(
     model: EnergyModel, virial: bool, params: Any, frames: Frames
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Energies [M,b], forces [M,b,N,3] and virials [M,b,3,3] of stacked parameters."""
