@@ -77,6 +77,7 @@ ABOUT = (
     "lammps_priors",
     "export_notes",
     "reference_force_rms",
+    "comparison",
 )
 
 

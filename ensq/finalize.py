@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ensq import choosing, exports, metadata
 from ensq import config as configuration
-from ensq import exports, metadata
 from ensq.config import RunConfig
 from ensq.errors import EnsqError
 from ensq.exports import METADATA, Options, Say
@@ -100,6 +100,9 @@ def finalize(
     if exported is None:
         frames = exports.validation_frames(store, ensemble, config, results[0])
         exported = exports.make(frames, config, options, results, chosen, say)
+        exported.about["comparison"] = choosing.comparison_of(
+            results, [job.index for job in done], statistics.best, frames.replica
+        )
         exported.files.update(exports.all_members(config, results, [job.index for job in done]))
     told = metadata.metadata_of(ensemble, config, options, members, results, missing)
     told |= {**exported.about, **sources}

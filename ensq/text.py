@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
@@ -64,6 +65,15 @@ def table(
         ]
         lines.append(("  " + "  ".join(cells)).rstrip())
     return lines
+
+
+def with_error(value: float, error: float) -> str:
+    """``0.16 ± 0.07``: a value to the digits that its standard error has, which is given to two."""
+    if error <= 0 or not 1e-4 <= error < 1e6:
+        return f"{value:.3g} ± {error:.2g}"
+    shown = float(f"{error:.2g}")
+    digits = max(0, 1 - math.floor(math.log10(shown)))
+    return f"{value:.{digits}f} ± {shown:.{digits}f}"
 
 
 def ranges(numbers: Sequence[int]) -> str:

@@ -72,10 +72,12 @@ def with_losses(
     losses: Sequence[float | None],
     overrides: Sequence[str] = (),
     change: Callable[[Any, int], Any] = lambda params, seed: params,
+    noise: float = 0.0,
 ) -> tuple[Store, Ensemble]:
     """An ensemble whose members have these validation losses; None leaves a member queued.
 
-    ``change`` makes a member's parameters from the untrained ones and its seed.
+    ``change`` makes a member's parameters from the untrained ones and its seed; ``noise`` is how
+    far errors of single frames are from those of all, as a share of them.
     """
     from ensq.train import checkpoint
 
@@ -108,7 +110,7 @@ def with_losses(
                 checkpoint=None,
             )
         file = run.attempt(job.seed, job.attempt) / RESULT_NAME
-        result = _result(checked, job.seed, loss)
+        result = _result(checked, job.seed, loss, noise)
         result = dataclasses.replace(result, params=change(result.params, job.seed))
         digest = checkpoint.write_result(file, result)
         store.finish(
@@ -137,7 +139,7 @@ def _program(config: str, content: bytes) -> Any:
         return Program(made, prepare(path, digest(path), made, lambda text: None))
 
 
-def _result(checked: Any, seed: int, loss: float) -> Any:
+def _result(checked: Any, seed: int, loss: float, noise: float) -> Any:
     """A result of untrained parameters whose errors per frame give this loss."""
     from ensq.train import checkpoint
     from ensq.train.pack import lane, stack
@@ -145,13 +147,15 @@ def _result(checked: Any, seed: int, loss: float) -> Any:
     program = _program(configuration.dumps(checked.config), checked.data_path.read_bytes())
     dataset = program.dataset
     components = dataset.validated.components
+    errors = components * (1 + noise * np.random.default_rng(seed).uniform(-1, 1, len(components)))
+    errors *= components.sum() / errors.sum()
     return checkpoint.MemberResult(
         params=lane(stack([program.new_member(seed).params]), 0),
         seed=seed,
         best_epoch=1,
         best_loss=loss,
         final_loss=loss,
-        force_errors=loss * components.astype(np.float64),
+        force_errors=loss * errors,
         energy_errors=np.zeros(len(components)),
         components=components,
         beads=dataset.validated.beads,

@@ -153,6 +153,7 @@ def test_incomplete_ensemble_is_refused_unless_allowed(tmp_path: Path) -> None:
     done = finalize(store, ensemble, allow_missing=True)
     assert [member.seed for member in done.members] == [42]
     assert done.metadata["missing_members"][0]["seed"] == 43
+    assert done.metadata["comparison"] is None, "of one member with itself"
 
 
 def test_ensemble_without_a_trained_member_is_refused_even_then(tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ RULES: dict[str, frozenset[str]] = {
         "ensq.doctor": "ensq ensq.doctor ensq.errors ensq.schema ensq.slurm ensq.store",
         "ensq.progress": "ensq.jobs ensq.text",
         "ensq.selection": "numpy ensq.jobs",
+        "ensq.comparison": "numpy ensq.resampling",
         # Fits of priors: numbers; files; pictures (matplotlib is imported when one is drawn).
         "ensq.boltzmann": "numpy scipy ensq.errors",
         "ensq.priorfiles": (
@@ -75,9 +76,10 @@ RULES: dict[str, frozenset[str]] = {
         "ensq.plots": "numpy matplotlib ensq.boltzmann ensq.errors",
         # These alone call ensq.train from outside: they export what was trained.
         "ensq.finalize": (
-            "ensq.config ensq.errors ensq.exports ensq.jobs ensq.metadata ensq.publish "
-            "ensq.rundir ensq.selection ensq.store"
+            "ensq.choosing ensq.config ensq.errors ensq.exports ensq.jobs ensq.metadata "
+            "ensq.publish ensq.rundir ensq.selection ensq.store"
         ),
+        "ensq.choosing": ("numpy ensq.comparison ensq.config ensq.resampling ensq.text ensq.train"),
         "ensq.metadata": (
             "numpy ensq.config ensq.errors ensq.exports ensq.jobs ensq.selection ensq.train"
         ),
@@ -142,7 +144,7 @@ RULES: dict[str, frozenset[str]] = {
             "ensq.observing ensq.trained ensq.dynamics ensq.simulation "
             "click ensq ensq.cli ensq.config ensq.enqueue ensq.errors ensq.exports ensq.finalize "
             "ensq.jobs ensq.local ensq.migrate ensq.progress ensq.reexport ensq.rundir ensq.store "
-            "ensq.slurm ensq.submit ensq.text ensq.worker ensq.ensemble ensq.outputs "
+            "ensq.choosing ensq.slurm ensq.submit ensq.text ensq.worker ensq.ensemble ensq.outputs "
             "ensq.predicted ensq.report ensq.trained"
         ),
         "ensq.train": (

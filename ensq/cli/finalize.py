@@ -109,12 +109,14 @@ def lines(done: Finalized) -> list[str]:
 
     energy = done.config.unit
     gammas = done.config.training.gammas
-    columns = ["", "seed", "loss", "s.e.", "last loss"]
+    compared = done.metadata["comparison"]
+    columns = ["", "seed", "loss"]
+    columns += ["s.e."] if compared is None else ["diff ± s.e.", "P(best)"]
     if gammas.F:
         columns.append("F rmse")
     if gammas.U:
-        columns.append("U rmse/bead")
-    columns += ["best epoch", "attempts"]
+        columns.append("U rmse")
+    columns += ["best at", "attempts"]
     rows = [_row(member, done) for member in done.members]
     statistics = done.statistics
     text = [f"ensemble {done.ensemble.name}: {statistics.n} trained members"]
@@ -125,15 +127,16 @@ def lines(done: Finalized) -> list[str]:
     )
     best = done.best
     text.append(f"best: seed {best.seed} (*), loss {best.loss:.6g}")
+    text += _comparison_lines(done)
     text += _breakdown(done)
     text += _mean_line(done)
     units = []
     if gammas.F:
         units.append(f"forces in {energy}/Angstrom per component")
     if gammas.U:
-        units.append(f"energies in {energy}")
+        units.append(f"energies in {energy} per bead")
     text.append(f"validation over {done.metadata['validation_frames']} frames; {', '.join(units)};")
-    text.append("s.e. over frames taken as independent; all losses of the exported parameters")
+    text += _about_errors(done)
     if done.metadata["reference_force_rms"] is not None:
         rms = done.metadata["reference_force_rms"]
         text.append(f"rms of the reference forces {rms:.4g} {energy}/Angstrom")
@@ -145,6 +148,41 @@ def lines(done: Finalized) -> list[str]:
     text.append(f"files in {done.folder}:")
     text += [f"  {name}" for name in done.files]
     return text
+
+
+def _comparison_lines(done: Finalized) -> list[str]:
+    """Who may be as good as the best, and what choosing the lowest loss takes off it."""
+    import textwrap
+
+    from ensq import choosing
+
+    compared = done.metadata["comparison"]
+    if compared is None:
+        return []
+    said = choosing.statements(compared)
+    if compared["corrected_loss"] > done.best.loss:
+        said.append(
+            f"expect {compared['corrected_loss']:.5g} on new frames: the lowest of "
+            f"{done.statistics.n} losses is partly luck"
+        )
+    return [line for one in said for line in textwrap.wrap(one, 80, subsequent_indent="  ")]
+
+
+def _about_errors(done: Finalized) -> list[str]:
+    """What stands behind ``s.e.``."""
+    import textwrap
+
+    from ensq import choosing
+
+    compared = done.metadata["comparison"]
+    if compared is None:
+        return ["s.e. over frames taken as independent; all losses of the exported parameters"]
+    largest = max(one["loss_error"] for one in compared["members"])
+    line = (
+        f"diff: to the best over the same frames; s.e. over {choosing.about_blocks(compared)}, "
+        f"of a loss alone {largest:.2g}; all losses of the exported parameters"
+    )
+    return textwrap.wrap(line, 80, subsequent_indent="  ")
 
 
 def _breakdown(done: Finalized) -> list[str]:
@@ -209,13 +247,20 @@ def agreement_lines(begin: str, found: Sequence[dict[str, Any]], unit: str) -> l
 
 
 def _row(member: MemberReport, done: Finalized) -> list[str]:
-    row = [
-        "*" if member is done.best else "",
-        str(member.seed),
-        f"{member.loss:.5g}",
-        "-" if member.loss_error is None else f"{member.loss_error:.2g}",
-        f"{member.final_loss:.5g}",
-    ]
+    from ensq.text import with_error
+
+    best = member is done.best
+    compared = done.metadata["comparison"]
+    row = ["*" if best else "", str(member.seed), f"{member.loss:.5g}"]
+    if compared is None:
+        row.append("-" if member.loss_error is None else f"{member.loss_error:.2g}")
+    else:
+        [one] = [found for found in compared["members"] if found["index"] == member.index]
+        if one["indistinguishable"] and not best:
+            row[0] = "="
+        row.append("-" if best else with_error(one["difference"], one["difference_error"]))
+        share = one["probability_best"]
+        row.append(f"{share:.2f}" if share >= 0.01 else "<0.01")
     if member.rmse_force is not None:
         row.append(f"{member.rmse_force:.4g}")
     if member.rmse_energy is not None:

@@ -70,6 +70,21 @@ def frame_losses(
     return np.asarray(parts, np.float64)
 
 
+def ratios(result: MemberResult, gammas: GammasConfig) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The loss as a sum of ratios, which it is over any of the frames.
+
+    Returns ``errors`` and ``weights`` [P, V]: of each part of the loss (forces, energies; those
+    with a weight gamma) the squared errors of a frame times gamma, and its components or 1.
+    """
+    parts = []
+    if gammas.F:
+        parts.append((gammas.F * result.force_errors, result.components))
+    if gammas.U:
+        parts.append((gammas.U * result.energy_errors**2, np.ones(len(result.energy_errors))))
+    errors, weights = zip(*parts, strict=True)
+    return np.stack(errors).astype(np.float64), np.stack(weights).astype(np.float64)
+
+
 def breakdown(result: MemberResult) -> dict[str, dict[str, dict[str, Any]]]:
     """Errors of a member by protein, and its force errors by species (residue type or element).
 
