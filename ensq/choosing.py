@@ -37,7 +37,7 @@ def comparison_of(
         best: Place among the results of the lowest loss.
         replica: [V] the validation frames' trajectories, if the data tell them.
 
-    Returns None for a single member.
+    Returns None for a single member, or frames of a single block.
     """
     if len(results) < 2:
         return None
@@ -45,8 +45,10 @@ def comparison_of(
     block = resampling.blocks_of(
         len(proteins), index=results[0].validation_index, replica=replica, protein=proteins
     )
-    found = _compared(results, block, best)
     sizes = np.bincount(block)
+    if len(sizes) < 2:
+        return None
+    found = _compared(results, block, best)
     trajectories = None if replica is None else len({*zip(proteins, replica, strict=True)})
     seeds = [result.seed for result in results]
     return {

@@ -16,11 +16,15 @@ from ensq import choosing, exports
 from ensq.cli.finalize import lines, show
 from ensq.config.structs import GammasConfig
 from ensq.finalize import METADATA, Finalized, finalize
+from ensq.metadata import statistics_of
 from ensq.text import with_error
 from ensq.train import statistics
 
 LOSSES = (3.02, 3.0, None, 3.4)  # seeds 42 to 45
-SMALL = ("ensemble.save_all_models=false", "export.ensemble_mean=false")  # quickly exported
+SMALL = (
+    *("ensemble.save_all_models=false", "export.ensemble_mean=false"),  # quickly exported
+    "training.val_fraction=0.75",  # 30 frames, 6 blocks
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +55,9 @@ def test_metadata_tell_who_may_be_the_best(done: Finalized) -> None:
     assert (told["best_seed"], told["indistinguishable_seeds"]) == (43, [42, 43])
     assert (told["level"], told["draws"], told["seed"]) == (0.95, 2000, 0)
     assert told["blocks"] == {
-        "number": 10,
-        "fewest_frames": 1,
-        "most_frames": 1,
+        "number": 6,
+        "fewest_frames": 5,
+        "most_frames": 5,
         "trajectories": None,
     }
     first, best, worst = told["members"]
@@ -116,14 +120,14 @@ def test_trajectories_of_the_data_make_the_blocks(
     loaded = exports.validation_frames
 
     def with_replicas(*arguments: Any) -> Any:
-        return dataclasses.replace(loaded(*arguments), replica=np.arange(10) // 5)
+        return dataclasses.replace(loaded(*arguments), replica=np.arange(30) // 15)
 
     monkeypatch.setattr(exports, "validation_frames", with_replicas)
     found = finalize(*made, export_dir=tmp_path / "out", allow_missing=True)
     assert found.metadata["comparison"]["blocks"]["trajectories"] == 2
 
 
-def test_many_trajectories_are_joined_and_two_frames_are_enough(results: list[Any]) -> None:
+def test_many_trajectories_are_joined_and_ten_frames_are_the_fewest(results: list[Any]) -> None:
     def some(frames: int) -> list[Any]:
         """As many frames as wanted, over and over."""
         chosen = np.arange(frames) % len(results[0].components)
@@ -137,31 +141,37 @@ def test_many_trajectories_are_joined_and_two_frames_are_enough(results: list[An
     assert many is not None
     assert (many["blocks"]["number"], many["blocks"]["trajectories"]) == (32, 50)
     assert choosing.about_blocks(many) == "32 blocks of 2-4 frames of 50 trajectories"
-    two = choosing.comparison_of(some(2), [0, 1, 3], 1, None)
-    assert two is not None
-    assert two["indistinguishable_seeds"] == [42, 43, 45]
-    assert "2 blocks of frames are too few to tell members apart" in choosing.statements(two)
-    assert choosing.about_blocks(two) == "2 blocks of 1 frame in their order"
+    few = choosing.comparison_of(some(10), [0, 1, 3], 1, None)
+    assert few is not None
+    assert few["indistinguishable_seeds"] == [42, 43, 45]
+    assert few["members"][0]["interval"] is None
+    assert "2 blocks of frames are too few to tell members apart" in choosing.statements(few)
+    assert choosing.about_blocks(few) == "2 blocks of 5 frames in their order"
+    for frames in (2, 9):
+        assert choosing.comparison_of(some(frames), [0, 1, 3], 1, None) is None
 
 
 def test_single_member_is_compared_with_none(done: Finalized, results: list[Any]) -> None:
     assert choosing.comparison_of(results[:1], [0], 0, None) is None
-    alone = dataclasses.replace(done, metadata={**done.metadata, "comparison": None})
-    text = lines(alone)
+    without = {**done.metadata, "comparison": None}
+    text = lines(dataclasses.replace(done, metadata=without))
     assert "s.e." in text[1]
     assert "diff" not in text[1]
-    assert not any("told apart" in line for line in text)
+    assert "30 validation frames make a single block: members can't be compared" in text
+    alone = dataclasses.replace(done, metadata=without, members=done.members[1:2])
+    alone = dataclasses.replace(alone, statistics=statistics_of(alone.members))
+    assert not any("compared" in line or "told apart" in line for line in lines(alone))
 
 
 @pytest.mark.parametrize(("force", "energy"), [(1.0, 0.0), (0.0, 2.0), (0.5, 0.1)])
 def test_ratios_make_up_the_loss(results: list[Any], force: float, energy: float) -> None:
     rng = np.random.default_rng(2)
-    result = dataclasses.replace(results[0], energy_errors=rng.normal(size=10))
+    result = dataclasses.replace(results[0], energy_errors=rng.normal(size=30))
     gammas = GammasConfig(F=force, U=energy)
     errors, weights = statistics.ratios(result, gammas)
-    assert errors.shape == weights.shape == ((force > 0) + (energy > 0), 10)
+    assert errors.shape == weights.shape == ((force > 0) + (energy > 0), 30)
     arrays = (result.force_errors, result.energy_errors, result.components, result.beads)
-    for chosen in (np.arange(10), np.array([3, 3, 7])):
+    for chosen in (np.arange(30), np.array([3, 3, 7])):
         expected = statistics.scores(*(array[chosen] for array in arrays), gammas).loss
         found = (errors[:, chosen].sum(axis=1) / weights[:, chosen].sum(axis=1)).sum()
         assert found == pytest.approx(expected, rel=1e-14)
@@ -177,7 +187,7 @@ def test_table_marks_who_may_be_used_and_says_it(done: Finalized) -> None:
     assert first[:3] == ["=", "42", "3.02"]
     shown = with_error(told[0]["difference"], told[0]["difference_error"])
     assert " ".join(first[3:6]) == shown
-    assert first[6] == f"{told[0]['probability_best']:.2f}"
+    assert first[6] == (f"{told[0]['probability_best']:.2f}")
     assert best[:4] == ["*", "43", "3", "-"]
     assert worst[0] == "45"
     assert "<0.01" in worst
@@ -185,7 +195,7 @@ def test_table_marks_who_may_be_used_and_says_it(done: Finalized) -> None:
     corrected = done.metadata["comparison"]["corrected_loss"]
     assert any(line.startswith(f"expect {corrected:.5g} on new frames") for line in text)
     assert all(len(line) <= 80 for line in text if "/" not in line), "a path may be longer"
-    assert "10 blocks of 1 frame in their order" in " ".join(" ".join(text).split())
+    assert "6 blocks of 5 frames in their order" in " ".join(" ".join(text).split())
 
 
 def test_table_with_forces_and_energies_fits_80_columns(done: Finalized) -> None:

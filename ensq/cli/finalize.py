@@ -158,7 +158,9 @@ def _comparison_lines(done: Finalized) -> list[str]:
 
     compared = done.metadata["comparison"]
     if compared is None:
-        return []
+        frames = done.metadata["validation_frames"]
+        single = f"{frames} validation frames make a single block: members can't be compared"
+        return [single] if len(done.members) > 1 else []
     said = choosing.statements(compared)
     if compared["corrected_loss"] > done.best.loss:
         said.append(
