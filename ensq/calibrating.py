@@ -93,6 +93,12 @@ def _judged(
     return Fitted(unit=unit, count=count, factors=fits, judged=judgement.judged), curves
 
 
+def _named(loaded: Loaded) -> str:
+    """Frames as they are called where paths may be others' own."""
+    name = Path(loaded.about.path).name
+    return f"the validation frames of {name}" if loaded.about.validation else name
+
+
 def _of_file(
     ensemble: LoadedEnsemble,
     options: Options,
@@ -110,12 +116,12 @@ def _of_file(
         )
     fitted = predicted(ensemble, other, options, "predicting for the factors", progress)
     report = CalibrationReport(
-        fitted_on=f"all frames of {options.calibration}",
+        fitted_on=options.calibration.name,
         fitted_digest=other.about.digest,
         fitted_frames=other.about.frames,
         fitted_blocks=0,
         gap_frames=0,
-        judged_on=f"{loaded.about.which} ({loaded.about.path})",
+        judged_on=_named(loaded),
         judged_frames=loaded.about.frames,
         forces=None,
         energy=None,
@@ -133,7 +139,7 @@ def _of_part(options: Options, loaded: Loaded, observed: Observed) -> _Parts:
             f"{loaded.about.path}: {error}; use a file of its own: --calibration"
         ) from error
     report = CalibrationReport(
-        fitted_on=f"{found.how} of {loaded.about.which} ({loaded.about.path})",
+        fitted_on=f"{found.how} of {_named(loaded)}",
         fitted_digest=loaded.about.digest,
         fitted_frames=len(found.fitted),
         fitted_blocks=0,
@@ -166,7 +172,7 @@ def _use_stored(
             found[name] = None if fitted is None else replace(fitted, judged=())
     report = replace(
         known.report,
-        judged_on=f"{loaded.about.which} ({loaded.about.path})",
+        judged_on=_named(loaded),
         judged_frames=loaded.about.frames,
         forces=found["forces"],
         energy=found["energy"],

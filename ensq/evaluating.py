@@ -22,6 +22,7 @@ Array = NDArray[Any]
 
 SCATTER = 20_000  # points of a picture
 FEW_FRAMES, FEW_BLOCKS = 50, 8
+ALIKE = 0.5  # correlation of blocks that follow each other; by chance it stays below
 
 
 def evaluate(
@@ -64,7 +65,7 @@ def evaluate(
         length_unit="Angstrom",
         ddof=options.ddof,
         resampling=_blocks(drawn, observed, options),
-        notes=(*_notes(ensemble, loaded), *_few(drawn, report)),
+        notes=(*_notes(ensemble, loaded), *_few(drawn, report), *_alike(drawn, observed)),
         forces=None if forces is None else forces.quantity,
         energy=None if energy is None else energy.quantity,
         energy_per_bead=quantities.per_bead(drawn, observed, f"{unit} per bead"),
@@ -145,6 +146,30 @@ def _few(drawn: Resampling, report: CalibrationReport | None) -> list[str]:
             "too few to trust them beyond their intervals"
         )
     return notes
+
+
+def _alike(drawn: Resampling, observed: Observed) -> list[str]:
+    """Where blocks that follow each other are correlated, so that intervals are too narrow."""
+    if observed.forces is not None:
+        squares = observed.forces.member_squares.mean(axis=0) / observed.frames.beads
+    else:
+        assert observed.energies is not None
+        squares = (observed.energies.member_errors**2).mean(axis=0)
+    every = np.arange(observed.frames.count)
+    means = drawn.sums(squares, every) / drawn.sums(None, every)
+    trajectory = np.zeros(drawn.count, np.int64)
+    trajectory[drawn.block] = observed.frames.trajectories
+    follow = np.flatnonzero(trajectory[1:] == trajectory[:-1])
+    if len(follow) < FEW_BLOCKS or np.ptp(means) == 0:
+        return []
+    away = means - means.mean()
+    memory = float((away[follow] * away[follow + 1]).mean() / (away**2).mean())
+    if memory <= ALIKE:
+        return []
+    return [
+        f"blocks that follow each other are alike (correlation {memory:.2f}): the trajectories are "
+        "short for their memory, and true intervals are wider"
+    ]
 
 
 def _scatter(observed: Observed, seed: int) -> dict[str, Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 
@@ -19,7 +20,8 @@ from ensq.calibration.results import (
 from ensq.evaluation import Evaluation
 from ensq.text import table
 
-MOST_MEMBERS, MOST_GROUPS = 12, 24
+MOST_MEMBERS, MOST_GROUPS, MOST_DECIMALS = 12, 24, 6
+LARGE = 1e5  # as powers of ten
 _NONE = "sigma as it is"
 _WAYS = {"none": _NONE, "global": "global", "imbalzano": "Imbalzano", "noise": "with noise"}
 
@@ -30,7 +32,7 @@ def lines(found: Evaluation) -> list[str]:
     seeds = len(found.seeds)
     text = _wrapped(
         f"{found.ensemble}: {seeds} member{'s' * (seeds > 1)} on {found.data.frames} frames, "
-        f"{found.data.which} of {found.data.path}"
+        f"{found.data.which}: {found.data.path}"
     )
     for note in found.notes:
         text += _wrapped(f"note: {note}")
@@ -53,21 +55,37 @@ def lines(found: Evaluation) -> list[str]:
     return text
 
 
-def number(figure: Figure | None, digits: int = 4) -> str:
-    """A value with its interval, both with as many decimals as ``digits`` figures of it need."""
+def number(figure: Figure | None) -> str:
+    """A value with its interval, rounded to two figures of half the interval's width."""
     if figure is None:
         return "-"
-    return f"{_rounded(figure.value, digits)} {interval(figure, digits)}".rstrip()
+    return f"{_rounded(figure.value, _width(figure))} {interval(figure)}".rstrip()
 
 
-def interval(figure: Figure, digits: int = 4) -> str:
+def interval(figure: Figure) -> str:
+    """The interval alone; nothing where there is none."""
     if figure.low is None or figure.high is None:
         return ""
-    return f"[{_rounded(figure.low, digits)}, {_rounded(figure.high, digits)}]"
+    width = _width(figure)
+    return f"[{_rounded(figure.low, width)}, {_rounded(figure.high, width)}]"
 
 
-def _rounded(value: float, digits: int) -> str:
-    return f"{value:#.{digits}g}".rstrip(".")
+def _width(figure: Figure) -> float | None:
+    if figure.low is None or figure.high is None or figure.high <= figure.low:
+        return None
+    return (figure.high - figure.low) / 2
+
+
+def _rounded(value: float, width: float | None) -> str:
+    """With two figures of ``width``, or four of the value itself."""
+    if width is None:
+        return f"{value:.4g}"
+    if max(abs(value), width) >= LARGE:
+        return f"{value:.3g}"
+    decimals = 1 - math.floor(math.log10(width))
+    if decimals > MOST_DECIMALS:
+        return f"{value:.2e}"
+    return f"{value:.{max(0, decimals)}f}"
 
 
 def percent(figure: Figure) -> str:
@@ -87,7 +105,7 @@ def _wrapped(text: str, indent: str = "  ") -> list[str]:
 
 
 def _quantity(found: Quantity, ddof: int) -> list[str]:
-    rows = [["mean over members", number(found.rmse), number(found.mae)]]
+    rows = [["their mean", number(found.rmse), number(found.mae)]]
     rows += _members(found.members)
     text = table(["", "RMSE", "MAE"], rows, left=(0,))
     text.append(f"  {found.count:,} {found.samples}; rms of the labels {found.reference_rms:.4g}")
@@ -121,7 +139,7 @@ def _groups(title: str, groups: Sequence[Group]) -> list[str]:
         name = group.name
         if group.position is not None:
             name = f"{group.protein} " * several + f"{group.position} {group.name}"
-        rows.append([name[:20], number(group.rmse), number(group.mae, 3), _value(group.sharpness)])
+        rows.append([name[:20], number(group.rmse), number(group.mae), _value(group.sharpness)])
     text = table([f"by {title}", "RMSE", "MAE", "sigma"], rows, left=(0,))
     if len(groups) > MOST_GROUPS:
         text.append(f"  and {len(groups) - MOST_GROUPS} more, which are in the file")
@@ -129,19 +147,19 @@ def _groups(title: str, groups: Sequence[Group]) -> list[str]:
 
 
 def _value(figure: Figure | None) -> str:
-    return "-" if figure is None else _rounded(figure.value, 3)
+    return "-" if figure is None else f"{figure.value:.3g}"
 
 
 def _spread(found: Spread, ddof: int) -> list[str]:
     scores = found.scores
     rows = [
         [f"rms of sigma (over members, ddof {ddof})", number(scores.sharpness)],
-        ["rms error / rms sigma", number(scores.ratio, 3)],
+        ["rms error / rms sigma", number(scores.ratio)],
         ["negative log likelihood, mean", number(scores.nll)],
-        ["miscalibration area (0 to 0.5)", number(scores.miscalibration_area, 3)],
-        *[[f"errors {_within(one)}, %", percent(one.observed)] for one in scores.coverage],
+        ["miscalibration area (0 to 0.5)", number(scores.miscalibration_area)],
+        *[[_within(one), percent(one.observed)] for one in scores.coverage],
         *[
-            [f"Spearman of sigma and |error|, by {name}", number(figure, 3)]
+            [f"Spearman of sigma and |error|, by {name}", number(figure)]
             for name, figure in found.spearman.items()
         ],
     ]
@@ -154,13 +172,14 @@ def _spread(found: Spread, ddof: int) -> list[str]:
 
 
 def _within(one: Coverage) -> str:
-    if one.sigmas in (1.0, 2.0):
-        return f"within {one.sigmas:g} sigma (normal: {100 * one.nominal:.2f} %)"
-    return f"in the {100 * one.nominal:g} % interval"
+    if one.sigmas not in (1.0, 2.0):
+        return f"errors in the {100 * one.nominal:g} % interval, %"
+    drawn = "" if one.like_members is None else f", like members {100 * one.like_members:.1f}"
+    return f"within {one.sigmas:g} sigma, % (normal {100 * one.nominal:.2f}{drawn})"
 
 
 def _per_bead(found: PerBead) -> list[str]:
-    rows = [["mean over members", number(found.rmse), number(found.mae)]]
+    rows = [["their mean", number(found.rmse), number(found.mae)]]
     rows += _members(found.members)
     return table([found.unit, "RMSE", "MAE"], rows, left=(0,))
 
@@ -190,13 +209,13 @@ def _fitted(name: str, found: Fitted) -> list[str]:
         if factor.alpha is None:
             refused += _wrapped(f"  no factor {way!r}: {factor.refused}", "    ")
             continue
-        noise = number(factor.noise, 3)
-        rows.append([way, str(factor.ddof), number(factor.alpha, 3), noise])
+        noise = number(factor.noise)
+        rows.append([way, str(factor.ddof), number(factor.alpha), noise])
     text = table([name, "ddof", "alpha", f"noise, {found.unit}"], rows, left=(0,)) + refused
     for factor in found.factors:
         if factor.by_species is not None:
-            species = [[key, number(one, 3)] for key, one in factor.by_species.noise.items()]
-            title = f"noise by species, alpha {number(factor.by_species.alpha, 3)}"
+            species = [[key, number(one)] for key, one in factor.by_species.noise.items()]
+            title = f"noise by species, alpha {number(factor.by_species.alpha)}"
             text += table([title, found.unit], species, left=(0,))
     if not found.judged:
         return text
@@ -204,16 +223,16 @@ def _fitted(name: str, found: Fitted) -> list[str]:
     for judged in found.judged:
         scores = judged.scores
         cover = {one.sigmas: one.observed for one in scores.coverage}
-        change = "" if judged.nll_change is None else interval(judged.nll_change, 3)
+        change = "" if judged.nll_change is None else interval(judged.nll_change)
         rows.append(
             [
                 _WAYS[judged.how],
-                _rounded(scores.nll.value, 4),
+                _rounded(scores.nll.value, _width(scores.nll)),
                 change,
-                _rounded(scores.miscalibration_area.value, 3),
+                f"{scores.miscalibration_area.value:.3f}",
                 f"{100 * cover[1.0].value:.1f}",
                 f"{100 * cover[2.0].value:.1f}",
-                _rounded(scores.ratio.value, 3),
+                f"{scores.ratio.value:.3g}",
             ]
         )
     head = ["judged", "NLL", "its change", "area", "1 sigma", "2 sigma", "err/sigma"]

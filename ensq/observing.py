@@ -61,7 +61,7 @@ def load(ensemble: LoadedEnsemble, path: Path | None) -> Loaded:
             path=str(path),
             digest=data.digest(path),
             frames=frames.n_frames,
-            which="all frames of the file",
+            which="all of the file",
             validation=False,
         )
         return Loaded(frames, np.arange(frames.n_frames), about)

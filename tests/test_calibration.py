@@ -65,6 +65,19 @@ def test_the_likelihood_and_coverage_are_scipys() -> None:
     assert found.ratio.value == pytest.approx(np.sqrt((error**2).mean() / (sigma**2).mean()))
 
 
+@pytest.mark.parametrize(("members", "ddof"), [(2, 0), (4, 1), (5, 0)])
+def test_few_members_cover_as_students_t_says(members: int, ddof: int) -> None:
+    """Members and truth drawn alike: even then one sigma holds fewer than 68 % of the errors."""
+    rng = np.random.default_rng(6)
+    drawn = rng.normal(size=(members + 1, 200_000))
+    error = drawn[:members].mean(axis=0) - drawn[members]
+    sigma = drawn[:members].std(axis=0, ddof=ddof)
+    for sigmas in (1.0, 2.0):
+        expected = scoring.like_members(sigmas, members, ddof)
+        assert (np.abs(error) <= sigmas * sigma).mean() == pytest.approx(expected, abs=0.005)
+        assert expected < stats.norm.cdf(sigmas) - stats.norm.cdf(-sigmas)
+
+
 def toolbox_sample() -> tuple[Array, Array]:
     """The sample that uncertainty-toolbox 0.1.1 was given, without a random number."""
     i = np.arange(400)

@@ -103,7 +103,7 @@ def of_forces(resampling: Resampling, observed: Observed, unit: str) -> Found | 
     protein = frames.protein[forces.frame]
     positions, place = _positions(observed, forces, protein)
     groups = accuracy.by_group(resampling, errors, place, positions)
-    spread, arrays = _force_spread(resampling, forces)
+    spread, arrays = _force_spread(resampling, observed, forces)
     quantity = Quantity(
         unit=unit,
         samples="components of forces on beads",
@@ -149,7 +149,9 @@ def _positions(observed: Observed, forces: Forces, protein: Array) -> tuple[list
     return labels, number
 
 
-def _force_spread(resampling: Resampling, forces: Forces) -> tuple[Spread | None, dict[str, Array]]:
+def _force_spread(
+    resampling: Resampling, observed: Observed, forces: Forces
+) -> tuple[Spread | None, dict[str, Array]]:
     found = spreading_forces(forces)
     if found is None or forces.sigma is None:
         return None, {}
@@ -169,18 +171,21 @@ def _force_spread(resampling: Resampling, forces: Forces) -> tuple[Spread | None
         "bead": ranking.spearman(resampling, ranking.ranked(length, spread, frame)),
         "frame": ranking.spearman(resampling, ranking.ranked(of_frame[0], of_frame[1], every)),
     }
-    result = _spread(found, estimates, correlations)
+    result = _spread(observed, found, estimates, correlations)
     bins = ranking.binned(resampling, found.error, found.sigma, ranks)
     return result, _picture_arrays("forces", estimates, bins)
 
 
 def _spread(
-    found: Spreading, estimates: scoring.Estimates, correlations: dict[str, Estimate | None]
+    observed: Observed,
+    found: Spreading,
+    estimates: scoring.Estimates,
+    correlations: dict[str, Estimate | None],
 ) -> Spread:
     return Spread(
         used=len(found.error),
         left_out=int(found.chosen.size - len(found.error)),
-        scores=estimates.scores(),
+        scores=estimates.scores(len(observed.seeds), observed.ddof),
         spearman={name: one.figure() for name, one in correlations.items() if one is not None},
     )
 
@@ -197,7 +202,7 @@ def of_energies(resampling: Resampling, observed: Observed, unit: str) -> Found 
     if found is not None:
         estimates = scoring.estimate(resampling, found.error, found.sigma, found.frame)
         ranks = ranking.ranked(found.error, found.sigma, found.frame)
-        spread = _spread(found, estimates, {"frame": ranking.spearman(resampling, ranks)})
+        spread = _spread(observed, found, estimates, {"frame": ranking.spearman(resampling, ranks)})
         bins = ranking.binned(resampling, found.error, found.sigma, ranks)
         arrays = _picture_arrays("energy", estimates, bins)
     arrays |= {"frame_energy": energies.mean, "frame_energy_error": energies.error}

@@ -36,6 +36,8 @@ class Coverage:
     nominal: float  # the share where errors are normal with this sigma
     sigmas: float
     observed: Figure
+    # the share where the truth is one more draw like the members: few members have a noisy sigma
+    like_members: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import erf, erfinv  # type: ignore[import-untyped]
+from scipy.special import erf, erfinv, stdtr  # type: ignore[import-untyped]
 
 from ensq.calibration.figures import Estimate, Resampling
 from ensq.calibration.results import Coverage, Scores
@@ -41,17 +41,33 @@ class Estimates:
     ratio: Estimate
     curve: Estimate  # [STEPS+1] share of errors inside the central interval of EXPECTED
 
-    def scores(self) -> Scores:
+    def scores(self, members: int | None = None, ddof: int = 0) -> Scores:
+        """``members``: of sigma as it is, whose spread with this ``ddof`` it is."""
         return Scores(
             nll=self.nll.figure(),
             miscalibration_area=self.area.figure(),
             coverage=tuple(
-                Coverage(nominal=nominal, sigmas=sigmas, observed=found.figure())
+                Coverage(
+                    nominal=nominal,
+                    sigmas=sigmas,
+                    observed=found.figure(),
+                    like_members=None if members is None else like_members(sigmas, members, ddof),
+                )
                 for (nominal, sigmas), found in zip(LEVELS, self.coverage, strict=True)
             ),
             sharpness=self.sharpness.figure(),
             ratio=self.ratio.figure(),
         )
+
+
+def like_members(sigmas: float, members: int, ddof: int) -> float:
+    """P(|error| <= sigmas * sigma) where the truth is drawn as the members are, and all are normal.
+
+    (mean - truth) / sqrt(1 + 1/M) by sigma of ddof 1 has Student's t-distribution with M-1 degrees
+    of freedom.
+    """
+    wider = np.sqrt((members - ddof) / (members - 1) * (1 + 1 / members))
+    return float(1 - 2 * stdtr(members - 1, -sigmas / wider))
 
 
 def has_spread(sigma: Array, scale: float) -> Array:

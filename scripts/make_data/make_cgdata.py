@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 
-from settings import RUNS
+from settings import ALA2_TEMPERATURE, RUNS
 
 
 def main() -> None:
@@ -31,6 +31,8 @@ def main() -> None:
     sample.add_argument("--ps", type=int, help="production, ps = frames")
     ala2 = commands.add_parser("ala2")
     ala2.add_argument("--ps", type=int, default=1000, help="production, ps = frames")
+    ala2.add_argument("--eq", type=float, default=100, help="equilibration, ps")
+    ala2.add_argument("--kelvin", type=float, default=ALA2_TEMPERATURE, help="temperature")
     commands.add_parser("build")
     options = parser.parse_args()
     if options.command == "build":
@@ -43,7 +45,7 @@ def main() -> None:
     if options.command == "selftest":
         sampling.selftest()
     elif options.command == "ala2":
-        sampling.ala2(options.ps)
+        sampling.ala2(options.ps, options.kelvin, options.eq)
     elif not 0 <= options.replica < len(RUNS[options.name]):
         parser.error(f"{options.name} has replicas 0 to {len(RUNS[options.name]) - 1}")
     else:

@@ -158,8 +158,9 @@ def _energy_and_forces(context: Any, x: Any) -> tuple[float, Any]:
     return state.getPotentialEnergy()._value, state.getForces(asNumpy=True)._value
 
 
-def ala2(frames: int = 1000) -> None:
-    """Alanine dipeptide in the gas phase, all atoms, into made/."""
+def ala2(frames: int = 1000, kelvin: float = ALA2_TEMPERATURE, eq_ps: float = 100) -> None:
+    """Alanine dipeptide in the gas phase, all atoms, into made/; the temperature is in the name if
+    it is not that of the data set."""
     topology, positions, ff = alanine_dipeptide()
     system = make_system(topology, ff)
     d = run_md(
@@ -167,21 +168,22 @@ def ala2(frames: int = 1000) -> None:
         positions,
         system,
         system,
-        temperature=ALA2_TEMPERATURE,
+        temperature=kelvin,
         dt_fs=0.5,
-        eq_ps=100,
+        eq_ps=eq_ps,
         prod_ps=frames,
-        seed=7,
+        seed=7 if kelvin == ALA2_TEMPERATURE else round(kelvin),
         label="ala2",
     )
     pos = d["pos"] * 10.0
     pos -= pos.mean(1, keepdims=True)
     energy, forces = d["pot"] * EV_PER_KJ, d["frc"] * EV_PER_KJ / 10.0
     meta = {key: float(d[key]) for key in ("ns_per_day", "wall_s", "kinetic_T")}
-    meta |= {"dt_fs": 0.5, "eq_ps": 100, "spacing_ps": 1}
+    meta |= {"dt_fs": 0.5, "eq_ps": eq_ps, "spacing_ps": 1}
     MADE.mkdir(exist_ok=True)
+    name = "ala2_allatom" if kelvin == ALA2_TEMPERATURE else f"ala2_{kelvin:g}K"
     np.savez_compressed(
-        MADE / "ala2_allatom.npz",
+        MADE / f"{name}.npz",
         R=pos.astype(np.float32),
         F=forces.astype(np.float32),
         E=energy.astype(np.float64),
@@ -189,11 +191,11 @@ def ala2(frames: int = 1000) -> None:
         atom_names=d["atom"],
         resid=d["resid"],
         resname=d["resname"],
-        temperature_K=np.float64(ALA2_TEMPERATURE),
+        temperature_K=np.float64(kelvin),
         units=np.array(["R: Angstrom", "F: eV/Angstrom", "E: eV"]),
         meta=np.array(json.dumps(meta)),
     )
-    _write_extxyz(MADE / "ala2_allatom.extxyz", d["Z"], pos, energy, forces)
+    _write_extxyz(MADE / f"{name}.extxyz", d["Z"], pos, energy, forces)
 
 
 def _write_extxyz(path: Path, Z: Any, pos: Any, energy: Any, forces: Any) -> None:
