@@ -6,18 +6,23 @@ import math
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 from sqlalchemy import insert, update
 from store_tools import LEASE, Clock, add, claim_of, fresh, register
 
 from ensq import config as configuration
-from ensq import schema
+from ensq import evaluating, evaluation, schema
+from ensq.calibration.samples import Energies, Forces, Frames, Observed
 from ensq.jobs import Ensemble, EpochRecord, Result
 from ensq.report import build, known
 from ensq.rundir import RESULT_NAME, RunDir
+from ensq.simulation import Distribution, Simulation
 from ensq.store import Store
+from ensq.trained import Members
 
 HOSTILE = '"><script>hacked=1</script><img src=x onerror=hacked=1>\u202e\x1b[2J'
 CONFIG = """
@@ -188,6 +193,73 @@ def made_result(seed: int, wanted: float, frames: int, config: str) -> Any:
     )
 
 
+def observed(members: Members, seed: int = 7) -> Observed:
+    """What these members might have said of their validation frames of 5 beads; errors are twice
+    as large as sigma."""
+    rng = np.random.default_rng(seed)
+    first = members.results[0]
+    frames, count = len(first.components), len(members.results)
+    n = 5 * frames
+    label = rng.normal(scale=10.0, size=(n, 3))
+    sigma = rng.uniform(0.5, 2.0, (n, 3)).astype(np.float32)
+    error = (2 * sigma * rng.normal(size=(n, 3))).astype(np.float32)
+    frame, place = np.repeat(np.arange(frames), 5), np.tile(np.arange(5), frames)
+    single = error + rng.normal(scale=1.0, size=(count, n, 3))
+    return Observed(
+        frames=Frames(
+            index=np.arange(frames),
+            beads=np.full(frames, 5),
+            protein=np.asarray(first.protein),
+            protein_names=first.protein_names,
+            replica=None,
+        ),
+        forces=Forces(
+            mean=(label + error).astype(np.float32),
+            error=error,
+            sigma=sigma,
+            frame=frame,
+            place=place,
+            species=np.tile([0, 1, 0, 1, 2], frames),
+            member_squares=(single**2).sum(axis=2).reshape(count, frames, 5).sum(axis=2),
+            member_sizes=np.abs(single).sum(axis=2).reshape(count, frames, 5).sum(axis=2),
+        ),
+        energies=Energies(
+            mean=rng.normal(-100, 3, frames),
+            error=rng.normal(0, 1, frames),
+            sigma=rng.uniform(0.5, 1.0, frames),
+            member_errors=rng.normal(0, 1, (count, frames)),
+        ),
+        seeds=members.seeds,
+        ddof=0,
+        species_names=first.species_names,
+    )
+
+
+def without_models(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Evaluations of what ``observed`` gives in place of predictions; names of what was evaluated
+    are added to the list that is returned."""
+    done: list[str] = []
+
+    def load(ensemble: Any, path: Path | None) -> Any:
+        frames = len(ensemble.members.results[0].components)
+        about = evaluation.Evaluated(
+            path="set.npz",
+            digest="d" * 64,
+            frames=frames,
+            which="the validation frames",
+            validation=path is None,
+        )
+        return SimpleNamespace(about=about, frames=SimpleNamespace(F=True, U=True), places=None)
+
+    def predicted(ensemble: Any, loaded: Any, *other: Any) -> Observed:
+        done.append(ensemble.members.name)
+        return observed(ensemble.members)
+
+    monkeypatch.setattr(evaluating, "load", load)
+    monkeypatch.setattr(evaluating, "predicted", predicted)
+    return done
+
+
 def vars_of(record: EpochRecord) -> tuple[float, ...]:
     """A record as a row of a result's history."""
     nothing = float("nan")
@@ -204,6 +276,66 @@ def vars_of(record: EpochRecord) -> tuple[float, ...]:
 
 def report_of(store: Store, ensemble: Ensemble, stem: str = "report") -> build.Report:
     return build.make(known.from_store(store, ensemble), [], stem)
+
+
+def a_simulation(**other: Any) -> Simulation:
+    looks, replicas = 5, 3
+    recorded = np.ones((looks, replicas), bool)
+    recorded[3:, 1] = False
+    edges = np.linspace(-180, 180, 7)
+    distribution = Distribution(
+        molecule="",
+        kind="dihedral",
+        label="dihedral",
+        unit="degrees",
+        edges=edges,
+        simulation=np.full(6, 1 / 360),
+        data=np.array([2, 1, 1, 1, 1, 0]) / 360,
+        n_simulation=60,
+        n_data=60,
+        js=0.1234,
+        js_interval=(0.1, 0.15),
+        js_noise=(0.01, 0.02),
+        wasserstein=12.5,
+        wasserstein_interval=(10.0, 15.0),
+        wasserstein_noise=None,
+    )
+    values: dict[str, Any] = {
+        "name": "rows",
+        "seeds": (42, 43),
+        "source": "set.npz",
+        "molecules": ("", "", ""),
+        "temperature": 300.0,
+        "timestep": 2.0,
+        "friction": 1.0,
+        "steps": 100,
+        "every": 25,
+        "seed": 0,
+        "dtype": "float32",
+        "energy_unit": "kcal/mol",
+        "equilibration": 0.0,
+        "bond_limits": "2 to 5 Angstrom",
+        "max_epsilon": None,
+        "interrupted": False,
+        "seconds": 12.0,
+        "ensemble_temperature": 301.2,
+        "temperature_error": 2.5,
+        "epsilon_levels": (0.5, 0.99, 1.0),
+        "epsilon_simulation": (0.5, 0.9, 1.2),
+        "epsilon_data": (0.4, 0.8, 1.0),
+        "extrapolation": 0.03,
+        "verdict": "2 of 3 replicas came through <b>.",
+        "stable": False,
+        "reasons": ("", "a bond of 9 Angstrom", ""),
+        "time": np.arange(looks) * 0.05,
+        "potential": np.zeros((looks, replicas)),
+        "kinetic_temperature": np.full((looks, replicas), 300.0),
+        "epsilon_max": np.arange(looks * replicas).reshape(looks, replicas) + 1.0,
+        "recorded": recorded,
+        "steps_done": np.array([100, 60, 100]),
+        "distributions": (distribution,),
+    }
+    return Simulation(**(values | other))
 
 
 class Page(HTMLParser):

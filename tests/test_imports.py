@@ -118,9 +118,10 @@ RULES: dict[str, frozenset[str]] = {
         ),
         # Reports: pages and figures (matplotlib is imported when one is drawn).
         "ensq.report": (
-            "numpy matplotlib ensq ensq.config ensq.errors ensq.exports ensq.jobs ensq.progress "
-            "ensq.report ensq.rundir ensq.selection ensq.simulation ensq.store ensq.text "
-            "ensq.trained ensq.train"
+            "numpy matplotlib ensq ensq.calibrating ensq.calibration ensq.config ensq.ensemble "
+            "ensq.errors ensq.evaluating ensq.evaluation ensq.exports ensq.jobs ensq.observing "
+            "ensq.progress ensq.report ensq.rundir ensq.selection ensq.simulation ensq.store "
+            "ensq.text ensq.trained ensq.train"
         ),
         # Errors and uncertainty: figures are arrays in, values out.
         "ensq.calibration": (

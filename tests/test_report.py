@@ -210,7 +210,7 @@ def test_before_the_first_epoch_there_is_a_page(undrawn: None, tmp_path: Path) -
 
 
 def test_losses_that_are_no_number_are_gaps(tmp_path: Path) -> None:
-    store, ensemble = with_rows(tmp_path, done=(5, 5, 5))
+    store, ensemble = with_rows(tmp_path, done=(5, 5, 5))  # drawn: NaN is no trouble
     sql = "UPDATE epochs SET val_loss = NULL, train_loss = NULL WHERE epoch = 3 AND job_id = 1"
     store._database.run(lambda c: c.exec_driver_sql(sql), write=True)
     report = report_of(store, ensemble)

@@ -22,16 +22,24 @@ if TYPE_CHECKING:
     type=click.Path(dir_okay=False, path_type=Path),
     help="The page. Default: analysis/report/report.html in the run's or export folder.",
 )
+@click.option(
+    "--evaluate/--no-evaluate",
+    default=True,
+    help="Evaluate the validation frames first, if that was not done. Default: yes.",
+)
 @database
-def report(name: str | None, output: Path | None, db: str | None) -> None:
+def report(name: str | None, output: Path | None, evaluate: bool, db: str | None) -> None:
     """A page of HTML about an ensemble, also while it is being trained.
 
-    One file that needs no network: summary, loss curves, members, errors, who trained what, and the
-    configuration. Its figures (PNG) and their numbers (CSV) are written beside it.
+    One file that needs no network: summary, loss curves, members, errors and their spread,
+    dynamics, who trained what, and the configuration. Its figures (PNG) and their numbers (CSV)
+    are written beside it.
     """
     from ensq.report import build
 
     known, steps = _look(name, db)
+    if evaluate:
+        known = _evaluated(known, db)
     path = build.default_path(known) if output is None else output.absolute()
     made = build.make(known, steps, path.stem, lambda text: click.echo(f"{text} …", err=True))
     written = build.write(made, path, own=output is None)
@@ -44,7 +52,7 @@ def report(name: str | None, output: Path | None, db: str | None) -> None:
 def _look(name: str | None, db: str | None) -> tuple[Known, list[Content]]:
     """The ensemble, and what its user would type next."""
     from ensq import exports
-    from ensq.report import known
+    from ensq.report import html, known
 
     if name is not None and ("/" in name or (Path(name) / exports.METADATA).exists()):
         return known.from_folder(Path(name)), []
@@ -56,12 +64,27 @@ def _look(name: str | None, db: str | None) -> tuple[Known, list[Content]]:
         found = known.from_store(store, ensemble)
         if found.exported is not None and len(found.finished) == len(found.members):
             return found, []
-        return found, [_with_code(next_step(ensemble, store.jobs(ensemble.id), db_hint(db)))]
+        return found, [html.prose(next_step(ensemble, store.jobs(ensemble.id), db_hint(db)))]
 
 
-def _with_code(text: str) -> Content:
-    """A sentence whose commands, between backticks, are set as such."""
-    from ensq.report import html
+def _evaluated(known: Known, db: str | None) -> Known:
+    """The same, after an evaluation of the validation frames if that is missing.
 
-    parts = text.split("`")
-    return html.join(html.code(part) if place % 2 else part for place, part in enumerate(parts))
+    That it can't be made is a note of the report: there is more to say.
+    """
+    from dataclasses import replace
+
+    from ensq import trained
+    from ensq.errors import EnsqError
+    from ensq.report import evaluated
+
+    if not known.results or not known.from_queue or evaluated.find(known).validation is not None:
+        return known
+    try:
+        members = trained.find(known.name, url_of(db))
+        click.echo("evaluating the validation frames …", err=True)
+        evaluated.make(members)
+    except EnsqError as error:
+        note = f"the validation frames could not be evaluated: {error}"
+        return replace(known, notes=(*known.notes, note))
+    return known

@@ -13,10 +13,14 @@ from ensq.report import (
     drawing,
     dynamics,
     early,
+    errors,
+    evaluated,
     members,
+    places,
     settings,
     summary,
     timeline,
+    uncertainty,
 )
 from ensq.report.html import Content
 from ensq.report.known import Known
@@ -69,12 +73,16 @@ def make(known: Known, steps: Sequence[Content], stem: str, say: Say = lambda te
 
 def _sections(known: Known, steps: Sequence[Content]) -> list[tuple[str, Callable[[], Section]]]:
     """The sections in their order, each with its title."""
+    found = evaluated.find(known)
     choice = chosen.choice_of(known.metadata.get("comparison"))
     return [
-        (summary.TITLE, lambda: summary.section(known, steps)),
+        (summary.TITLE, lambda: summary.section(known, steps, found.validation)),
         (curves.TITLE, lambda: curves.section(known)),
         (members.TITLE, lambda: members.section(known, choice)),
         (chosen.TITLE, lambda: chosen.section(known, choice)),
+        (errors.TITLE, lambda: errors.section(known, found)),
+        (uncertainty.TITLE, lambda: uncertainty.section(known, found)),
+        (places.TITLE, lambda: places.section(known, found)),
         (early.TITLE, lambda: early.section(known)),
         (dynamics.TITLE, lambda: dynamics.section(known)),
         (timeline.TITLE, lambda: timeline.section(known)),

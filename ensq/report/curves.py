@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensq.report import drawing, html
-from ensq.report.drawing import BLUE, GREY, LINES, MARKERS, SERIES
+from ensq.report.drawing import BLUE, GREY, LINES, MARKERS, SERIES, SOFT
 from ensq.report.html import Content
 from ensq.report.known import Known, Member
 from ensq.report.numbers import plain
@@ -109,6 +109,12 @@ def _caption(known: Known, members: Sequence[Member], middle: Band | None) -> Co
     parts = ["Validation loss after each epoch"]
     if known.loss_unit:
         parts.append(f", in {known.loss_unit}")
+    else:
+        gammas = known.config.training.gammas
+        parts.append(
+            f", {gammas.F:g} times the mean square error of forces in {known.force_unit} plus "
+            f"{gammas.U:g} times that of energies in {known.energy_unit}"
+        )
     parts.append(": all epochs, and the last ones enlarged. ")
     if len(members) > FEW:
         parts.append(f"Thin lines are the {len(members)} members. ")
@@ -150,7 +156,7 @@ def _draw(
     right.set_title(f"from epoch {begin}")
     if drawing.is_log(every):
         drawing.log_axis(left.yaxis)
-    left.set_xlim(min(1, last - 0.5), max(last, 1.5))
+    left.set_xlim(min(1, last - 0.5), last + max(0.5, 0.015 * last))
     _enlarge(right, members, begin, last)
     handles, labels = left.get_legend_handles_labels()
     canvas.legend(handles, labels, loc="outside lower center", ncols=2 if narrow else 5)
@@ -167,7 +173,7 @@ def _shade(axes: Any, middle: Band) -> None:
         zorder=2.5,
         label=f"mean ± std of {len(middle.seeds)}",
     )
-    style = {"color": BLUE, "lw": 1.2, "ls": (0, (6, 2)), "zorder": 3}
+    style: dict[str, Any] = {"color": SOFT, "lw": 1.4, "ls": (0, (6, 2)), "zorder": 3}
     axes.plot(middle.epochs, middle.mean, label="mean", **style)
 
 

@@ -19,7 +19,8 @@ from ensq.report.html import Content
 from ensq.report.page import Figure
 
 BLUE, VERMILION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
-PURPLE, SKY, BLACK, GREY = "#CC79A7", "#56B4E9", "#1b1f24", "#8a929b"
+PURPLE, SKY, BLACK = "#CC79A7", "#56B4E9", "#1b1f24"
+GREY, SOFT = "#8a929b", "#57606a"
 SERIES = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (1, 1)))
@@ -201,12 +202,12 @@ def require() -> None:
         raise UsageError(f"a report needs matplotlib: pip install matplotlib ({error})") from error
 
 
-def log_axis(axis: Any) -> None:
+def log_axis(axis: Any, subs: tuple[float, ...] = (1.0, 2.0, 5.0)) -> None:
     """Make an axis logarithmic, with plain numbers at 1, 2 and 5."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_locator(LogLocator(subs=subs))
     axis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
@@ -215,3 +216,33 @@ def is_log(values: Sequence[float], ratio: float = 6.0) -> bool:
     """Whether a logarithmic axis serves these numbers: all positive, and far apart."""
     some = [value for value in values if math.isfinite(value)]
     return bool(some) and min(some) > 0 and max(some) > ratio * min(some)
+
+
+def limits(values: Any) -> tuple[float, float]:
+    """Ends of an axis that holds all values, with a little room."""
+    import numpy as np
+
+    low, high = float(np.min(values)), float(np.max(values))
+    room = 0.03 * (high - low) or 0.03 * abs(high) or 1.0
+    return low - room, high + room
+
+
+def density(
+    axes: Any, x: Any, y: Any, across: tuple[float, float], up: tuple[float, float], cells: int
+) -> Any:
+    """How many points lie in each cell of a grid, on a logarithmic scale of one hue, which is
+    read in grey as well; cells without a point are left white."""
+    import numpy as np
+    from matplotlib.colors import LinearSegmentedColormap, LogNorm
+
+    counts, x_edges, y_edges = np.histogram2d(x, y, bins=cells, range=[across, up])
+    shown = np.where(counts.T < 1, np.nan, counts.T)
+    hue = LinearSegmentedColormap.from_list("points", ["#cfe3f1", "#56a3d0", BLUE, "#002b49"])
+    return axes.pcolormesh(
+        x_edges,
+        y_edges,
+        shown,
+        cmap=hue,
+        norm=LogNorm(1, max(2.0, float(counts.max()))),
+        rasterized=True,
+    )

@@ -30,7 +30,7 @@ def section(known: Known) -> Section:
         try:
             found = simulation.read(path)
         except EnsqError as error:
-            parts.append(html.paragraph(str(error), class_="note"))
+            parts.append(html.paragraph(html.prose(str(error)), class_="note"))
             continue
         parts += _one(found, path.stem.removeprefix(simulation.PREFIX))
     if not parts:

@@ -55,6 +55,17 @@ def missing(*content: Content) -> Html:
     return paragraph(*content, class_="missing")
 
 
+def prose(sentence: str) -> Html:
+    """A sentence whose commands, between backticks, are set as such."""
+    parts = sentence.split("`")
+    return join(code(part) if place % 2 else part for place, part in enumerate(parts))
+
+
+def stacked(value: Content, below: Content) -> Html:
+    """A cell of two lines: a value, and what is said of it in small."""
+    return join((value, tag("small", below))) if below else text(value)
+
+
 def items(entries: Iterable[Content]) -> Html:
     return tag("ul", *(tag("li", entry) for entry in entries))
 
@@ -99,11 +110,12 @@ def table(
     ]
     made = tag(
         "table",
-        *([] if caption is None else [tag("caption", caption)]),
         tag("thead", tag("tr", cells("th", head))),
         tag("tbody", join(body, "\n")),
     )
-    return tag("div", made, class_="scroll", tabindex="0", role="region", aria_label=label)
+    box = tag("div", made, class_="scroll", tabindex="0", role="region", aria_label=label)
+    # above the box, since in it a long one would scroll away
+    return box if caption is None else join((paragraph(caption, class_="caption"), box))
 
 
 def folded(title: Content, *content: Content) -> Html:

@@ -46,6 +46,7 @@ class Member:
     tries: tuple[Attempt, ...]  # empty where the queue is not known
     error: str | None
     result: MemberResult | None
+    digest: str | None  # SHA-256 of the file of ``result``
 
     @property
     def is_done(self) -> bool:
@@ -95,6 +96,11 @@ class Known:
     @property
     def results(self) -> tuple[MemberResult, ...]:
         return tuple(one.result for one in self.members if one.result is not None)
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """Of the files of ``results``."""
+        return tuple(one.digest or "" for one in self.members if one.result is not None)
 
     @property
     def energy_unit(self) -> str:
@@ -167,8 +173,13 @@ def from_members(found: Members, metadata: dict[str, Any], source: str) -> Known
     tried = {one.get("seed"): one.get("attempts") for one in _dicts(metadata.get("members"))}
     places = {one.get("seed"): one.get("index") for one in _dicts(metadata.get("members"))}
     members = [
-        _of_result(result, int(places.get(result.seed) or place), int(tried.get(result.seed) or 1))
-        for place, result in enumerate(found.results)
+        _of_result(
+            result,
+            digest,
+            int(places.get(result.seed) or place),
+            int(tried.get(result.seed) or 1),
+        )
+        for place, (result, digest) in enumerate(zip(found.results, found.digests, strict=True))
     ]
     members += [_absent(one, config.epochs) for one in _dicts(gone)]
     first = found.results[0]
@@ -215,6 +226,7 @@ def _absent(about: dict[str, Any], epochs: int) -> Member:
         tries=(),
         error=None if error is None else str(error),
         result=None,
+        digest=None,
     )
 
 
@@ -243,10 +255,11 @@ def _member(store: Store, ensemble: Ensemble, job: Job, notes: list[str]) -> Mem
         tries=tuple(store.attempts(job.id)),
         error=job.error,
         result=result,
+        digest=None if result is None else job.result_digest,
     )
 
 
-def _of_result(result: MemberResult, index: int, attempts: int) -> Member:
+def _of_result(result: MemberResult, digest: str, index: int, attempts: int) -> Member:
     from ensq.train import statistics
 
     scores = statistics.scores_of(result)
@@ -266,6 +279,7 @@ def _of_result(result: MemberResult, index: int, attempts: int) -> Member:
         tries=(),
         error=None,
         result=result,
+        digest=digest,
     )
 
 

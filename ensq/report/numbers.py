@@ -9,7 +9,7 @@ NOTHING = "–"  # stands where there is no number
 MINUS = "\u2212"
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _EXACT = 1e-9  # errors below this part of a value are not worth its digits
-_LARGE, _SMALL = 1e6, 1e-4  # outside of these powers of ten are written out
+_LARGE, _SMALL = 1e6, 1e-5  # outside of these powers of ten are written out
 
 
 def plain(value: float | None, digits: int = 4) -> str:
@@ -63,6 +63,24 @@ def interval(low: float | None, high: float | None, digits: int = 2) -> str:
     power = int(f"{width:.{digits - 1}e}".partition("e")[2])
     decimals = max(0, digits - 1 - power)
     return f"{_signed(low, decimals)} to {_signed(high, decimals)}"
+
+
+def between(value: float | None, low: float | None, high: float | None) -> str:
+    """``9.02 (8.87 to 9.16)``: a value with its interval, digits as the interval's width needs."""
+    if value is None or not math.isfinite(value):
+        return plain(value)
+    if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
+        return plain(value)
+    largest, width = max(abs(value), abs(low), abs(high)), high - low
+    if width <= _EXACT * largest or largest == 0:
+        return plain(value)
+    power = 0
+    if not _SMALL <= largest < _LARGE:
+        power = int(f"{largest:.6e}".partition("e")[2])
+    decimals = max(0, 1 - int(f"{width / 10.0**power:.1e}".partition("e")[2]))
+    shown = [_signed(one / 10.0**power, decimals) for one in (value, low, high)]
+    text = f"{shown[0]} ({shown[1]} to {shown[2]})"
+    return f"{text} ×{_ten(power)}" if power else text
 
 
 def signed(value: float | None, error: float | None = None, digits: int = 3) -> str:

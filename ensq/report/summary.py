@@ -9,30 +9,37 @@ from typing import Any
 
 import numpy as np
 
+from ensq.calibration.figures import LEVEL
+from ensq.calibration.figures import Figure as Value
+from ensq.evaluation import Evaluation
 from ensq.report import html
+from ensq.report.evaluated import unit
 from ensq.report.html import Content, Html
 from ensq.report.known import Known, Member
-from ensq.report.numbers import plain, with_error
+from ensq.report.numbers import between, percent, plain, with_error
 from ensq.report.page import Section
 
 ANCHOR, TITLE = "summary", "Summary"
 
 
-def section(known: Known, steps: Sequence[Content]) -> Section:
-    parts: list[Content] = [_cards(known), html.paragraph(_trained(known))]
-    parts += [html.paragraph(note, class_="note") for note in known.notes]
+def section(
+    known: Known, steps: Sequence[Content], validation: Evaluation | None = None
+) -> Section:
+    parts: list[Content] = [_cards(known, validation), html.paragraph(_trained(known))]
+    parts += [html.paragraph(html.prose(note), class_="note") for note in known.notes]
     if steps:
         parts += [html.tag("h3", "What to do next"), html.items(steps)]
     return Section(anchor=ANCHOR, title=TITLE, body=tuple(parts))
 
 
-def _cards(known: Known) -> Content:
+def _cards(known: Known, validation: Evaluation | None) -> Content:
     cards = [_card("members", *_members(known))]
     best = known.best
     if best is not None and best.best_loss is not None:
         cards.append(_card("lowest validation loss", *_lowest(known, best)))
-        cards += _errors(known, best)
-    cards += _mean(known)
+        if validation is None:
+            cards += _errors(known, best)
+    cards += _mean(known) if validation is None else _evaluated(validation)
     return html.tag("dl", *cards, class_="cards")
 
 
@@ -97,6 +104,42 @@ def rmse_error(squares: Any, components: Any) -> float | None:
     residual = (squares - mean * components) / components.mean()
     error = sqrt(float(np.square(residual).sum()) / (n * (n - 1)))
     return error / (2 * sqrt(mean)) if mean > 0 else None
+
+
+def _evaluated(found: Evaluation) -> list[Html]:
+    """The mean of the members on the validation frames, and how often its sigma is kept."""
+    cards, forces, energy = [], found.forces, found.energy_per_bead
+    if forces is not None:
+        cards.append(
+            _card(
+                f"force error of the mean of {len(found.seeds)}",
+                _with_unit(_number(forces.rmse), unit(forces.unit)),
+                _interval(forces.rmse),
+                f"forces themselves: {plain(forces.reference_rms)} {unit(forces.unit)} (rms)",
+            )
+        )
+    if energy is not None:
+        value = _with_unit(_number(energy.rmse), unit(energy.unit))
+        cards.append(_card("energy error of the mean", value, _interval(energy.rmse)))
+    if forces is not None and forces.spread is not None:
+        inside = next(one for one in forces.spread.scores.coverage if one.sigmas == 1.0)
+        small = (
+            f"of force errors, by the spread as it is; {percent(inside.nominal)} where it is a "
+            "good uncertainty"
+        )
+        cards.append(_card("within one sigma", percent(inside.observed.value), small))
+    return cards
+
+
+def _number(value: Value) -> str:
+    return between(value.value, value.low, value.high).partition(" (")[0]
+
+
+def _interval(value: Value) -> str:
+    if value.low is None or value.high is None:
+        return ""
+    inner = between(value.value, value.low, value.high).partition(" (")[2]
+    return f"{percent(LEVEL)} interval {inner.replace(')', '')}"
 
 
 def _mean(known: Known) -> list[Html]:
