@@ -331,6 +331,7 @@ def a_simulation(**other: Any) -> Simulation:
         "potential": np.zeros((looks, replicas)),
         "kinetic_temperature": np.full((looks, replicas), 300.0),
         "epsilon_max": np.arange(looks * replicas).reshape(looks, replicas) + 1.0,
+        "bonds": np.full((looks, replicas, 2), 3.8),
         "recorded": recorded,
         "steps_done": np.array([100, 60, 100]),
         "distributions": (distribution,),

@@ -273,7 +273,7 @@ def test_an_export_folder_alone_has_a_report(undrawn: None, trained: Any, tmp_pa
     found = known.from_members(members.from_store(store, ensemble), metadata, "exported")
     page = Page(build.make(found, [], "report").html)
     assert page.row("43", "done")[-1] == "5"
-    assert page.row("44", "failed")[2:] == ["–", "–", "–", "–", "–", "0 of 12", "0"]
+    assert page.row("44", "failed")[2:] == ["–", "–", "–", "–", "", "–", "–", "0 of 12", "0"]
     assert "An export folder does not tell who trained its members" in page.text
     assert "as its export folder tells" in page.text
 
@@ -300,6 +300,8 @@ def test_the_command_writes_the_page_and_what_goes_beside_it(
     assert f"wrote {own / 'report.html'}" in done.output
     assert sorted(path.name for path in own.iterdir()) == [
         "mine.png",
+        "report-differences.csv",
+        "report-differences.png",
         "report-loss.csv",
         "report-loss.png",
         "report-members.csv",

@@ -74,7 +74,7 @@ def test_a_report_is_seen_whole_at_each_width(
         boxes, images = page.evaluate(_BOXES), page.evaluate(_IMAGES)
         assert page.evaluate("typeof hacked") == "undefined"
         assert (page.errors, page.requests) == ([], [])
-    assert len(images) == {"trained": 11, "hostile": 3}[name]
+    assert len(images) == {"trained": 12, "hostile": 3}[name]
     for source, natural, drawn in images:
         assert natural > 0
         assert smallest_text(source) * drawn / natural >= SMALLEST

@@ -145,7 +145,7 @@ def test_a_damaged_evaluation_is_a_note(store_of: Any) -> None:
 def test_what_is_missing_is_named_with_its_command(tmp_path: Path) -> None:
     store, ensemble = with_results(tmp_path, (4.0, 3.0))
     page = Page(report_of(store, ensemble).html)
-    for command in ("ensq evaluate rows", "ensq simulate rows", "ensq finalize rows"):
+    for command in ("ensq evaluate rows", "ensq simulate rows"):
         assert command in page.words
 
 
@@ -218,6 +218,20 @@ def test_which_may_be_the_best_is_told(tmp_path: Path) -> None:
     assert page.row("44", "done")[4:7] == ["+0.75 ± 0.11", "25 %", "="]
     rows = rows_of(report, "differences")
     assert [float(row["probability_best"]) for row in rows] == [0.75, 0.2496, 0.0004]
+
+
+def test_members_are_compared_before_they_are_finalized(tmp_path: Path) -> None:
+    store, ensemble = with_results(tmp_path, (4.0, 2.25, None, 3.0))
+    results = trained.from_store(store, ensemble).results
+    report = report_of(store, ensemble)
+    rows = {row["seed"]: row for row in rows_of(report, "differences")}
+    assert list(rows) == ["42", "43", "45"]
+    for result in results:
+        mean = result.force_errors.sum() / result.components.sum()
+        assert float(rows[str(result.seed)]["difference"]) == pytest.approx(mean - 2.25)
+    stale = {"comparison": comparison(43, 44, 42)}  # of an export with other members
+    found = replace(known.from_store(store, ensemble), metadata=stale)
+    assert rows_of(build.make(found, [], "report"), "differences") == list(rows.values())
 
 
 # -- early stopping ------------------------------------------------------------------------------

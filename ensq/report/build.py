@@ -74,7 +74,7 @@ def make(known: Known, steps: Sequence[Content], stem: str, say: Say = lambda te
 def _sections(known: Known, steps: Sequence[Content]) -> list[tuple[str, Callable[[], Section]]]:
     """The sections in their order, each with its title."""
     found = evaluated.find(known)
-    choice = chosen.choice_of(known.metadata.get("comparison"))
+    choice = chosen.find(known)
     return [
         (summary.TITLE, lambda: summary.section(known, steps, found.validation)),
         (curves.TITLE, lambda: curves.section(known)),

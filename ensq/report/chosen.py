@@ -44,6 +44,25 @@ class Choice:
         return next((one for one in self.rows if one.seed == seed), None)
 
 
+def find(known: Known) -> Choice | None:
+    """The comparison of the members that are trained: as `ensq finalize` told it, or made now.
+
+    That of now takes frames in their order, since it does not look at the data for trajectories.
+    """
+    seeds = {one.seed for one in known.finished}
+    told = choice_of(known.metadata.get("comparison"))
+    if told is not None and {one.seed for one in told.rows} == seeds:
+        return told
+    members = [one for one in known.finished if one.result is not None]
+    best = known.best
+    if len(members) < 2 or best not in members:
+        return None
+    from ensq import choosing
+
+    results, indices = [one.result for one in members if one.result], [one.index for one in members]
+    return choice_of(choosing.comparison_of(results, indices, members.index(best), None))
+
+
 def choice_of(told: Any) -> Choice | None:
     """From the metadata's ``comparison``; None if there is none that can be read."""
     try:
@@ -93,11 +112,7 @@ def section(known: Known, choice: Choice | None) -> Section:
 def _missing(known: Known) -> Content:
     if len(known.finished) < 2:
         return html.missing("Members are compared as soon as two are trained.")
-    return html.missing(
-        "The members were not compared frame by frame yet: ",
-        html.code(f"ensq finalize {known.name}"),
-        " does.",
-    )
+    return html.missing("There are too few validation frames to compare members by.")
 
 
 def _said(known: Known, choice: Choice) -> Content:

@@ -87,8 +87,9 @@ def _facts(found: Simulation) -> list[tuple[Content, Content]]:
         ("time step, friction", f"{found.timestep:g} fs, {found.friction:g} /ps"),
         ("temperature by velocities", kinetic),
         ("members", ", ".join(map(str, found.seeds))),
-        ("took", f"{duration(found.seconds)} without compiling"),
     ]
+    if found.seconds:
+        facts.append(("took", f"{duration(found.seconds)} without compiling"))
     if found.interrupted:
         facts.append(("note", "interrupted before its end"))
     if found.extrapolation is not None:
@@ -99,12 +100,18 @@ def _facts(found: Simulation) -> list[tuple[Content, Content]]:
 
 def _over_time(found: Simulation, stem: str) -> Figure:
     rows = [
-        (float(when), replica, *(float(part[look, replica]) for part in _series(found)))
+        (
+            *(float(when), replica, *(float(part[look, replica]) for part in _series(found))),
+            *(float(bond) for bond in found.bonds[look, replica]),
+        )
         for look, when in enumerate(found.time)
         for replica in range(found.n_replicas)
         if found.recorded[look, replica]
     ]
-    head = ("time_ps", "replica", "epsilon_max", "kinetic_temperature_K", "potential")
+    head = (
+        *("time_ps", "replica", "epsilon_max", "kinetic_temperature_K", "potential"),
+        *("shortest_bond", "longest_bond"),
+    )
     return drawing.figure(
         f"dynamics-{stem}",
         lambda canvas, narrow: _draw_time(canvas, narrow, found),
