@@ -12,13 +12,14 @@ from ensq.config.structs import RunConfig
 from ensq.errors import ConfigError
 from ensq.rundir import sha256
 
-# What may change without making it another ensemble: how many seeds, what is exported, how SLURM is
-# asked, where the data and the splines lie (the data's digest is recorded, the splines stand in the
-# form), on the disk and while they are trained on, and how memory is saved.
+# What may change without making it another ensemble: how many seeds, what is exported, when members
+# stop early, how SLURM is asked, where the data and the splines lie (the data's digest is recorded,
+# the splines stand in the form), on the disk and while they are trained on, how memory is saved.
 _FREE = (
     ("ensemble", "n_models"),
     ("ensemble", "save_all_models"),
     ("export",),
+    ("early_stopping",),
     ("slurm",),
     ("training", "export_path"),
     ("training", "micro_batch"),

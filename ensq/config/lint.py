@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from ensq.config.early import EarlyStoppingConfig
 from ensq.config.model import NETWORKS, ModelConfig, PriorsConfig
 from ensq.config.notes import Kind, Note, Notes
 from ensq.config.structs import (
@@ -35,6 +36,7 @@ def lint(config: RunConfig, training_frames: int | None = None) -> list[Note]:
     """Hints on a configuration; ``training_frames``, if known, tells how long stages are."""
     notes = Notes()
     _ensemble(config, notes)
+    _early(config, notes)
     _data(config, notes)
     _networks(config.model, notes)
     _priors(config, notes)
@@ -51,6 +53,29 @@ def _ensemble(config: RunConfig, notes: Notes) -> None:
             notes.hint("seed", "no effect with an ensemble: ensemble.base_seed counts")
     elif config.ensemble != unset:
         notes.hint("ensemble", "enabled is false: one model is trained, with the top-level seed")
+
+
+def _early(config: RunConfig, notes: Notes) -> None:
+    section, at = config.early_stopping, "early_stopping"
+    if section.mode == "off":
+        if section != EarlyStoppingConfig():
+            notes.hint(at, "no effect: mode is off")
+        return
+    members = len(config.seeds)
+    if members <= section.min_members:
+        notes.hint(
+            f"{at}.min_members",
+            f"{section.min_members} of {members} members are never stopped: the rule stops nobody",
+        )
+    if section.min_epochs + section.patience > config.epochs:
+        notes.hint(
+            f"{at}.min_epochs",
+            f"with patience beyond the {config.epochs} epochs of all stages: the rule stops nobody",
+        )
+    if section.rule == "sigma" and section.sigma <= 2:
+        notes.hint(
+            f"{at}.rule", "sigma: it holds for the worst member nearly always, even of equal ones"
+        )
 
 
 def _data(config: RunConfig, notes: Notes) -> None:

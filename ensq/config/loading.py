@@ -92,12 +92,20 @@ def _parse(text: str, source: str, overrides: Sequence[str]) -> tuple[RunConfig,
     for override in overrides:
         _apply(tree, override)
         _check_tree(tree, source)
+    _mean_off(tree)
     try:
         config = msgspec.convert(tree, RunConfig, strict=True)
     except msgspec.ValidationError as error:
         message = f"{source}: {_explain(str(error), tree)}"
         raise ConfigError(message + (_AFTER if older else "")) from error
     return config, notes
+
+
+def _mean_off(tree: dict[str, Any]) -> None:
+    """Take `mode: off` for what it says: YAML reads a bare off as false."""
+    section = tree.get("early_stopping")
+    if isinstance(section, dict) and section.get("mode") is False:
+        tree["early_stopping"] = {**section, "mode": "off"}
 
 
 def _tree(text: str, source: str) -> dict[str, Any]:

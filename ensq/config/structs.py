@@ -21,6 +21,7 @@ from ensq.config.base import (
     Strict,
     finite,
 )
+from ensq.config.early import EarlyStoppingConfig
 from ensq.config.model import ModelConfig
 from ensq.config.slurm import SlurmConfig
 
@@ -197,6 +198,7 @@ class RunConfig(Strict, frozen=True):
     optimizer: OptimizerConfig = OptimizerConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
     export: ExportConfig = ExportConfig()
+    early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
     slurm: SlurmConfig = SlurmConfig()
     # Of the model, its priors, losses and exports; null: kcal/mol for data in kcal/mol or kJ/mol,
     # eV for data in eV or Hartree.
