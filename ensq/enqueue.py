@@ -12,7 +12,7 @@ from typing import Any
 
 from ensq import config as configuration
 from ensq import data
-from ensq.config import RunConfig
+from ensq.config import RunConfig, early
 from ensq.config.model import ModelConfig, not_importable
 from ensq.config.output import to_yaml
 from ensq.errors import ConfigError, MismatchError
@@ -28,6 +28,7 @@ class Enqueued:
     ensemble: Ensemble
     new_seeds: tuple[int, ...]
     existing_seeds: tuple[int, ...]
+    early_stopping_changed: bool  # of an ensemble that was there
     frames: int
     training_frames: int
     validation_frames: int
@@ -112,7 +113,8 @@ def enqueue(store: Store, checked: Checked, name: str | None = None) -> Enqueued
     """
     config = checked.config
     name = check_name(name or config.model_context)
-    refuse_other(store.ensemble(name), checked)
+    before = store.ensemble(name)
+    refuse_other(before, checked)
     added = store.add_ensemble(
         name=name,
         config=configuration.dumps(config),
@@ -122,6 +124,7 @@ def enqueue(store: Store, checked: Checked, name: str | None = None) -> Enqueued
         run_path=f"runs/{name}",
         seeds=config.seeds,
         epochs=config.epochs,
+        early_stopping=early.dumps(config.early_stopping),
     )
     run = RunDir.of(store.root, added.ensemble.run_path)
     write_atomic(run.config, to_yaml(config).encode())
@@ -129,12 +132,20 @@ def enqueue(store: Store, checked: Checked, name: str | None = None) -> Enqueued
         ensemble=added.ensemble,
         new_seeds=tuple(added.new_seeds),
         existing_seeds=tuple(added.existing_seeds),
+        early_stopping_changed=before is not None and _section(before) != config.early_stopping,
         frames=checked.frames,
         training_frames=len(checked.split.training),
         validation_frames=len(checked.split.validation),
         beads=checked.beads,
         facts=checked.facts,
     )
+
+
+def _section(ensemble: Ensemble) -> early.EarlyStoppingConfig | None:
+    try:
+        return early.loads(ensemble.early_stopping)
+    except ConfigError:
+        return None
 
 
 def refuse_other(ensemble: Ensemble | None, checked: Checked) -> None:

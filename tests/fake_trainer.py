@@ -13,6 +13,9 @@ long before the result), deaf_start (never ready), no_start (ends before Ready).
 train together at best; see ``Fake.probe`` for what they do on the way.
 With "keeps_its_log" it does not turn to the log of each claim.
 
+Losses come in 16 blocks, of which seeds that are worse are so in each. Members end early as orders,
+``Finish`` and the rule plateau say.
+
 Its checkpoints and results are sealed JSON files with the losses so far, under the names of the
 real ones. It passes the fault points of the real trainer (see ``ensq.faults``), each once for the
 whole pack.
@@ -36,6 +39,7 @@ from typing import Any
 import msgspec
 
 from ensq import faults, seal
+from ensq.early import plateau
 from ensq.errors import DiskError
 from ensq.rundir import RESULT_NAME, checkpoint_name, disk_error, sha256, write_atomic
 from ensq.worker import protocol as say
@@ -69,6 +73,13 @@ def losses_of(seed: int, epoch: int) -> say.EpochLosses:
         learning_rate=0.001,
         seconds=0.5,
     )
+
+
+def blocks_of(seed: int, epoch: int) -> tuple[float, ...]:
+    """The same loss by blocks, with noise of one in a thousand."""
+    loss = loss_of(seed, epoch)
+    noise = [((7 * k + 3 * seed + epoch) % 16 - 7.5) / 7500 for k in range(16)]
+    return tuple(loss * (1.0 + 0.3 * (-1) ** k + noise[k]) for k in range(16))
 
 
 class Fake:
@@ -181,6 +192,9 @@ class Training:
         self.run_of = [sha256(command.config.encode()), command.data_digest]
         self.alive = {member.job_id: member for member in command.members}
         self.history: dict[int, list[say.EpochLosses]] = {}
+        self.plateau = command.plateau
+        self.finishing: dict[int, str] = {}
+        self.evidence: dict[int, str] = {}  # of members on a plateau
 
     def run(self) -> None:
         """Train the pack; an error fails what is left of it."""
@@ -215,8 +229,12 @@ class Training:
             if self.obey(SLOW if slow else SETTINGS.get("epoch_seconds", 0.002)):
                 self.stop(epoch)
                 return False
+            self.finish_early(epoch - 1)
             if self.alive:
                 self.tell_epoch(epoch)
+                if self.plateau is not None and self.plateau.stops:
+                    self.finishing |= dict.fromkeys(self.evidence, "plateau")
+                    self.finish_early(epoch, *self.evidence)
         for member in list(self.alive.values()):
             if rule("slow_result", member, epoch) and self.obey(SLOW):
                 self.stop(epoch + 1)
@@ -278,8 +296,12 @@ class Training:
             except ValueError as error:
                 self.fake.tell(say.Phase(text=f"not used: {error}"))
                 continue
-            if len(found["history"]) == self.epochs:
-                self.tell_done(member, path, found["digest"], found["history"])
+            early = found.get("early")
+            if (len(found["history"]) == self.epochs) == (early is None) and not (
+                early and member.exempt
+            ):
+                end = early and say.Early(epoch=len(found["history"]), **early)
+                self.tell_done(member, path, found["digest"], found["history"], end)
                 return True
         return False
 
@@ -327,11 +349,47 @@ class Training:
                     self.alive.pop(job_id, None)
                 if not self.alive:
                     return False
+            if isinstance(command, say.Finish):
+                self.finishing |= dict.fromkeys(command.job_ids, command.rule)
             if isinstance(command, say.Quit):
                 os._exit(0)
         return True
 
-    def write(self, path: Path, member: say.MemberTask, epoch: int) -> str:
+    def finish_early(self, epoch: int, *only: int) -> None:
+        """End the members that are to, if they have an epoch."""
+        for job_id, member in list(self.alive.items()):
+            order = member.order
+            if order is not None and epoch >= order.epoch:
+                self.finishing[job_id] = order.rule
+            stops = job_id in self.finishing and not member.exempt and (not only or job_id in only)
+            if stops and 0 < epoch < self.epochs:
+                written = self.save(member, epoch)
+                faults.point("trainer.early", member.folder)
+                early = say.Early(
+                    rule=self.finishing[job_id],
+                    epoch=epoch,
+                    evidence=self.evidence.get(job_id, ""),
+                    checkpoint=written,
+                )
+                path = Path(member.folder) / RESULT_NAME
+                digest = self.write(path, member, epoch, early)
+                faults.point("trainer.result")
+                self.tell_done(member, path, digest, (), early)
+                del self.alive[job_id]
+
+    def on_plateau(self, member: say.MemberTask) -> str | None:
+        if self.plateau is None or member.exempt:
+            return None
+        losses = [row.val_loss for row in self.history[member.job_id]]
+        found = plateau(losses, self.plateau)
+        if found is None or len(losses) == self.epochs:
+            return None
+        self.evidence[member.job_id] = json.dumps(found)
+        return self.evidence[member.job_id]
+
+    def write(
+        self, path: Path, member: say.MemberTask, epoch: int, early: say.Early | None = None
+    ) -> str:
         content = {
             seal.KEY: seal.PLACEHOLDER,
             "seed": member.seed,
@@ -339,6 +397,8 @@ class Training:
             "epoch": epoch,
             "history": msgspec.to_builtins(self.history[member.job_id]),
         }
+        if early is not None:
+            content["early"] = {"rule": early.rule, "evidence": early.evidence}
         return write_atomic(path, seal.seal(json.dumps(content).encode()))
 
     def save(self, member: say.MemberTask, epoch: int) -> say.Written:
@@ -363,6 +423,8 @@ class Training:
                 best_epoch=epoch,
                 best_loss=loss_of(member.seed, epoch),
                 checkpoint=written.get(job_id),
+                blocks=blocks_of(member.seed, epoch),
+                plateau=self.on_plateau(member),
                 **{name: getattr(row, name) for name in row.__struct_fields__},
             )
             for job_id, member in self.alive.items()
@@ -384,17 +446,20 @@ class Training:
         path: Path,
         digest: str,
         adopted: tuple[say.EpochLosses, ...] = (),
+        early: say.Early | None = None,
     ) -> None:
-        final = loss_of(member.seed, self.epochs)
+        epochs = self.epochs if early is None else early.epoch
+        final = loss_of(member.seed, epochs)
         self.fake.tell(
             say.MemberDone(
                 job_id=member.job_id,
-                best_epoch=self.epochs,
+                best_epoch=epochs,
                 best_loss=final,
                 final_loss=final,
                 path=str(path),
                 digest=digest,
                 adopted=adopted,
+                early=early,
             )
         )
 

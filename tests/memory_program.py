@@ -50,6 +50,9 @@ class Clock:
     def dropped(self) -> frozenset[int]:
         return frozenset()
 
+    def finishing(self) -> dict[int, str]:
+        return {}
+
     def send(self, message: Any) -> None:
         self.steps = getattr(message, "step", self.steps)
 

@@ -150,6 +150,16 @@ def test_member_that_is_stopped_is_done_with_the_epochs_that_it_has(store: Store
 
 
 @sqlite
+def test_decision_that_came_too_late_takes_nobody(store: Store) -> None:
+    held = members(store, 3)
+    decide(store, held[0])
+    tools.train(store, held[0], range(3, 6))
+    store.finish(held[0], tools.result())
+    assert not any(member.stopped for member in store.early_view(1).members)
+    assert decide(store, held[1]) is Verdict.STOPPED
+
+
+@sqlite
 def test_end_brings_its_decision_where_it_is_not_recorded(store: Store) -> None:
     held = members(store)
     store.finish(held[0], result(), early=end(rule="plateau", evidence='{"since": 1}'))

@@ -102,17 +102,24 @@ def train_command(
 
 
 class Listener:
-    """Hears what a trainer says; may ask it to stop after some steps."""
+    """Hears what a trainer says; may ask it to stop, or to end members early, after some steps."""
 
-    def __init__(self, stop_after: int | None = None) -> None:
+    def __init__(
+        self, stop_after: int | None = None, finish: dict[int, str] | None = None, at: int = 0
+    ) -> None:
+        """``finish``: the members that end early ``at`` so many steps, by which rules."""
         self.messages: list[Any] = []
         self.stop_after = stop_after
+        self.finish, self.finish_at = finish or {}, at
 
     def stop_wanted(self) -> bool:
         return self.stop_after is not None and len(self.of(protocol.StepDone)) >= self.stop_after
 
     def dropped(self) -> frozenset[int]:
         return frozenset()
+
+    def finishing(self) -> dict[int, str]:
+        return self.finish if len(self.of(protocol.StepDone)) >= self.finish_at else {}
 
     def send(self, message: protocol.Message) -> None:
         self.messages.append(message)

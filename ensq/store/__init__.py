@@ -7,6 +7,8 @@ from ensq.store.process import is_gone, worker_info
 from ensq.store.store import Store
 from ensq.store.values import (
     Added,
+    EarlyMember,
+    EarlyView,
     EpochWrite,
     Event,
     EventKind,
@@ -19,6 +21,8 @@ from ensq.store.values import (
 
 __all__ = [
     "Added",
+    "EarlyMember",
+    "EarlyView",
     "EpochWrite",
     "Event",
     "EventKind",

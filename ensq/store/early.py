@@ -10,7 +10,18 @@ import sys
 from array import array
 from collections.abc import Collection, Sequence
 
-from sqlalchemy import ColumnElement, Connection, and_, exists, func, insert, not_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    exists,
+    func,
+    insert,
+    not_,
+    or_,
+    select,
+    update,
+)
 
 from ensq.errors import DatabaseError
 from ensq.jobs import Claim, Decision, EarlyEnd, Job, Outcome, State, Verdict
@@ -132,13 +143,17 @@ def orders(connection: Connection, job_ids: Collection[int]) -> dict[int, Decisi
 
 
 def _is_stopped() -> ColumnElement[bool]:
-    """That a rule took the job from its ensemble, and no person gave it back."""
+    """That a rule took the job from its ensemble, and no person gave it back.
+
+    One that had come to its last epoch by then is trained like any other.
+    """
     mine = and_(
         decisions.c.job_id == jobs.c.id,
         decisions.c.verdict == Verdict.STOPPED.value,
         decisions.c.rule != PLATEAU,
     )
-    return and_(jobs.c.exempt == 0, exists().where(mine).correlate(jobs))
+    in_time = or_(jobs.c.state != State.DONE.value, jobs.c.early.is_not(None))
+    return and_(jobs.c.exempt == 0, in_time, exists().where(mine).correlate(jobs))
 
 
 # What workers write

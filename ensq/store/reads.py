@@ -167,7 +167,7 @@ def standings(connection: Connection) -> list[Standing]:
             jobs.c.state,
             func.count(),
             func.sum(jobs.c.epoch),
-            func.sum(jobs.c.epochs),
+            func.sum(case((jobs.c.early.is_(None), jobs.c.epochs), else_=jobs.c.epoch)),
             func.min(jobs.c.best_loss),
         ).group_by(jobs.c.ensemble_id, jobs.c.state)
     )

@@ -191,6 +191,7 @@ class MemberResult:
     config: str  # canonical JSON
     identity: Identity
     versions: dict[str, str]
+    early: dict[str, str] | None = None  # rule and evidence (JSON) that ended it before its time
 
 
 _RESULT_ARRAYS = (
@@ -228,6 +229,8 @@ def result_bytes(result: MemberResult) -> bytes:
         "config": result.config,
         "versions": result.versions,
     }
+    if result.early is not None:
+        meta["early"] = result.early
     return _bytes(tensors, meta, result.identity)
 
 
@@ -252,7 +255,16 @@ def read_result(data: bytes) -> MemberResult:
             versions={
                 key: sealed.text(sealed.table(meta, "versions"), key) for key in meta["versions"]
             },
+            early=_early(meta),
         )
+
+
+def _early(meta: dict[str, Any]) -> dict[str, str] | None:
+    """Why it ended before its last epoch, if it did."""
+    if "early" not in meta:
+        return None
+    found = sealed.table(meta, "early")
+    return {key: sealed.text(found, key) for key in ("rule", "evidence")}
 
 
 def _result_arrays(

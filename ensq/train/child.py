@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -47,6 +47,7 @@ class Line:
         self._commands: queue.SimpleQueue[_Work] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._dropped: frozenset[int] = frozenset()
+        self._finishing: dict[int, str] = {}
         threading.Thread(target=self._listen, daemon=True, name="commands").start()
 
     def _listen(self) -> None:
@@ -60,6 +61,9 @@ class Line:
                 self._stop.set()
             elif isinstance(command, protocol.Drop):
                 self._dropped = self._dropped | set(command.job_ids)
+            elif isinstance(command, protocol.Finish):
+                stopped = dict.fromkeys(command.job_ids, command.rule)
+                self._finishing = self._finishing | stopped
             else:
                 self._commands.put(command)
         os._exit(EXIT_ORPHANED)
@@ -71,12 +75,16 @@ class Line:
     def begin(self) -> None:
         """Forget what was said about the pack before."""
         self._dropped = frozenset()
+        self._finishing = {}
 
     def stop_wanted(self) -> bool:
         return self._stop.is_set()
 
     def dropped(self) -> frozenset[int]:
         return self._dropped
+
+    def finishing(self) -> Mapping[int, str]:
+        return self._finishing
 
     def send(self, message: protocol.Message) -> None:
         data = protocol.encode(message)
@@ -109,7 +117,7 @@ class Workshop:
                 self._company.order(channel.Log(path=command.log))
             trainer = self._trainer_for(command)
             assert isinstance(trainer, Trainer)
-            trainer.train(command.members, self._line)
+            trainer.train(command.members, self._line, command.plateau)
         except Exception as error:
             with suppress(OSError):  # the log may lie on the very disk that is full
                 traceback.print_exc()

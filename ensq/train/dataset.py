@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ensq import data
 from ensq.config import RunConfig
 from ensq.errors import DataError, MismatchError
+from ensq.resampling import blocks_of
 from ensq.train import placement
 from ensq.train.buckets import choose_bounds, frame_sizes, members_of
 from ensq.train.hosted import Hosted, keep
@@ -33,6 +34,7 @@ class Validation:
     protein: NDArray[Any]  # [V] place among the names of proteins
     species_components: NDArray[Any]  # [P,S] real force components by protein and species
     place: NDArray[Any]  # [V] where each frame stands in the groups, put one after another
+    block: NDArray[Any]  # [V] part of a trajectory, from 0: see ``ensq.resampling.blocks_of``
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +169,7 @@ def _hosted(source: data.Source, split: data.Split, config: RunConfig, found: Su
             protein=np.asarray(protein[split.validation], np.int64),
             species_components=found.species_components,
             place=_places(np.concatenate(order)),
+            block=_blocks(split.validation, source.replica, source.protein),
         ),
         statistics=DataStatistics(
             n_species=n_species,
@@ -241,6 +244,14 @@ def _places(order: NDArray[np.int64]) -> NDArray[np.int64]:
     return place
 
 
+def _blocks(
+    index: NDArray[Any], replica: NDArray[Any] | None, protein: NDArray[Any] | None
+) -> NDArray[Any]:
+    """Blocks of the frames ``index``; the other two are of all frames."""
+    chosen = [None if one is None else one[index] for one in (replica, protein)]
+    return blocks_of(len(index), index=index, replica=chosen[0], protein=chosen[1])
+
+
 def _protein_names(whole: data.Data) -> tuple[str, ...]:
     return whole.protein_names or ("all",)
 
@@ -260,4 +271,5 @@ def _validated(validation: data.Data, index: NDArray[Any], order: NDArray[np.int
         protein=np.asarray(protein, np.int64),
         species_components=counts,
         place=_places(order),
+        block=blocks_of(T, index=index, replica=validation.replica, protein=validation.protein),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import msgspec
 
@@ -28,6 +29,8 @@ def report_of(
     scores: statistics.Scores,
     rate: float,
     seconds: float,
+    blocks: Iterable[float] = (),
+    plateau: str | None = None,
 ) -> protocol.MemberEpoch:
     """The epoch for the queue; its checkpoint is added when it is written."""
     return protocol.MemberEpoch(
@@ -42,6 +45,8 @@ def report_of(
         best_epoch=record.best_epoch,
         best_loss=record.best_loss,
         checkpoint=None,
+        blocks=tuple(map(float, blocks)),
+        plateau=plateau,
     )
 
 

@@ -77,7 +77,7 @@ def adopted(
         try:
             data = checkpoint.read_verified(Path(name), None)
             result = checkpoint.read_result(data)
-            _check_adoptable(result, task.seed, epochs, identity)
+            _check_adoptable(result, task, epochs, identity)
         except CheckpointError as error:
             say(f"seed {task.seed}: a result of an earlier attempt is not used: {error}")
             continue
@@ -89,15 +89,29 @@ def adopted(
             path=name,
             digest=sha256(data),
             adopted=losses(result.history),
+            early=_early_end(result),
         )
     return None
 
 
-def _check_adoptable(result: MemberResult, seed: int, epochs: int, identity: Identity) -> None:
+def _early_end(result: MemberResult) -> protocol.Early | None:
+    if result.early is None:
+        return None
+    rule, evidence = result.early["rule"], result.early["evidence"]
+    return protocol.Early(epoch=len(result.history), rule=rule, evidence=evidence)
+
+
+def _check_adoptable(
+    result: MemberResult, task: MemberTask, epochs: int, identity: Identity
+) -> None:
     """Raise CheckpointError unless the result is what training this member would give."""
-    if result.identity != identity or result.seed != seed:
+    if result.identity != identity or result.seed != task.seed:
         raise CheckpointError("the result of another run or seed")
-    if len(result.history) != epochs or not 1 <= result.best_epoch <= epochs:
+    if result.early is not None and task.exempt:
+        raise CheckpointError("a rule had stopped it early, and it was resumed")
+    trained = len(result.history)
+    whole = trained == epochs if result.early is None else 1 <= trained < epochs
+    if not whole or not 1 <= result.best_epoch <= trained:
         raise CheckpointError(f"its history is not of {epochs} epochs")
     validation = result.history[:, 1]
     if (result.best_loss, result.final_loss) != (validation[result.best_epoch - 1], validation[-1]):

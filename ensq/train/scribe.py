@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Protocol
 
@@ -20,6 +20,7 @@ class Control(Protocol):
 
     def stop_wanted(self) -> bool: ...
     def dropped(self) -> frozenset[int]: ...
+    def finishing(self) -> Mapping[int, str]: ...
     def send(self, message: protocol.Message) -> None: ...
 
 
@@ -53,6 +54,10 @@ class Scribe:
 
     def dropped(self) -> frozenset[int]:
         return self._control.dropped()
+
+    def finishing(self) -> Mapping[int, str]:
+        """Members that a rule has stopped, and which."""
+        return self._control.finishing()
 
     def tell(self, message: protocol.Message) -> None:
         """Tell this at once: a sign of life, or, from work that is being done, its outcome."""

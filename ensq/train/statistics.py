@@ -85,6 +85,17 @@ def ratios(result: MemberResult, gammas: GammasConfig) -> tuple[NDArray[Any], ND
     return np.stack(errors).astype(np.float64), np.stack(weights).astype(np.float64)
 
 
+def block_losses(losses: NDArray[Any], block: NDArray[Any]) -> NDArray[Any]:
+    """[K] losses of blocks whose plain mean is the loss, whatever their sizes.
+
+    Args:
+        losses: [V] contributions of the frames, whose plain mean is the loss.
+        block: [V] the block of each frame, from 0 without gaps.
+    """
+    sums = np.bincount(block, losses)
+    return np.asarray(sums * (len(sums) / len(losses)))
+
+
 def breakdown(result: MemberResult) -> dict[str, dict[str, dict[str, Any]]]:
     """Errors of a member by protein, and its force errors by species (residue type or element).
 

@@ -5,25 +5,28 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import numpy as np
+from numpy.typing import NDArray
 
 from ensq import config as configuration
 from ensq import faults
 from ensq.config import RunConfig
-from ensq.rundir import RESULT_NAME, checkpoint_name
-from ensq.train import checkpoint, environment, resuming, statistics
+from ensq.rundir import checkpoint_name
+from ensq.train import checkpoint, finishing, resuming, statistics
 from ensq.train.batches import Batches, batches_of_epoch
-from ensq.train.checkpoint import Identity, MemberResult, Record, Restored
+from ensq.train.checkpoint import Identity, Record, Restored
 from ensq.train.costs import Costs
-from ensq.train.pack import Lanes, Program, lane, stack
+from ensq.train.finishing import Stopped
+from ensq.train.pack import Errors, Lanes, Program, lane, stack
 from ensq.train.reporting import numbers, report_of, with_checkpoint
 from ensq.train.scribe import Control, Scribe
 from ensq.worker import protocol
@@ -56,11 +59,18 @@ class Trainer:
         self.program = program
         self.config = config
         self.identity = Identity(configuration.digest(config), data_digest)
+        self.plateau: protocol.Plateau | None = None
         self._steps_per_call = 1
         self.costs = Costs(proportional=jax.default_backend() == "cpu")
 
-    def train(self, tasks: Sequence[MemberTask], control: Control) -> None:
+    def train(
+        self,
+        tasks: Sequence[MemberTask],
+        control: Control,
+        plateau: protocol.Plateau | None = None,
+    ) -> None:
         """Train these members, as one pack where they stand at the same place."""
+        self.plateau = plateau
         with Scribe(control) as scribe:
             self._train(tasks, scribe)
 
@@ -136,8 +146,9 @@ class Pack:
                 self.control.settle()
                 self.control.send(protocol.Stopped(checkpoints=written))
                 return False
-            self._finish_epoch()
-            self._shrink()
+            if self._active():
+                self._finish_epoch()
+                self._shrink()
         active = self._active()
         if active:
             (best,) = self.program.fetch(self.lanes, "best")
@@ -179,6 +190,9 @@ class Pack:
         while self.place.step < total and self._active():
             if self.control.stop_wanted():
                 return False
+            self._finish_early()
+            if not self._active():
+                break
             if self.place.step == 0 and self.program.starts_stage(epoch):
                 self.lanes = self.program.begin_stage(self.lanes, epoch)
             if not self.program.is_compiled(len(self.members), epoch):
@@ -230,6 +244,9 @@ class Pack:
         if self.place.epoch % self.config.training.checkpoint_freq == 0 or self._at_end():
             written = self._checkpoint_all()
         self.control.do(partial(self._tell, reports, written))
+        plateau = self.trainer.plateau
+        if plateau is not None and plateau.stops:
+            self._end_early(finishing.on_plateau(reports, self._active()))
 
     def _tell(
         self, reports: list[protocol.MemberEpoch], written: dict[str, protocol.Written]
@@ -247,7 +264,7 @@ class Pack:
     def _at_end(self) -> bool:
         return self.place.epoch == self.config.epochs
 
-    def _score(self, validation: Any, began: float) -> list[protocol.MemberEpoch]:
+    def _score(self, validation: Errors, began: float) -> list[protocol.MemberEpoch]:
         """Losses of the active members; a member without finite ones is reported and ends."""
         dataset = self.program.dataset
         frames = self.batch_frames
@@ -277,10 +294,29 @@ class Pack:
             row = (train, *numbers(scores), rate, seconds)
             # a new list: the scribe may still be writing the one before
             member.record.history = [*member.record.history, row]
+            plateau = None
+            if not (member.task.exempt or self._at_end()):
+                plateau = finishing.plateau_of(member.record, self.trainer.plateau)
+            blocks = self._block_losses(validation, place)
             reports.append(
-                report_of(member.task.job_id, member.record, epoch, train, scores, rate, seconds)
+                report_of(
+                    *(member.task.job_id, member.record, epoch, train, scores, rate, seconds),
+                    blocks,
+                    plateau,
+                )
             )
         return reports
+
+    def _block_losses(self, validation: Errors, place: int) -> NDArray[Any]:
+        """[K] the loss of one member by blocks of validation frames."""
+        validated = self.program.dataset.validated
+        losses = statistics.frame_losses(
+            validation.force[place],
+            validation.energy[place],
+            validated.components,
+            self.config.training.gammas,
+        )
+        return statistics.block_losses(losses, validated.block)
 
     def _diverged(self, member: Member, epoch: int) -> None:
         member.ended = True
@@ -295,10 +331,11 @@ class Pack:
 
     # -- files ---------------------------------------------------------------------------------
 
-    def _checkpoint_all(self) -> dict[str, protocol.Written]:
+    def _checkpoint_all(self, only: Container[int] | None = None) -> dict[str, protocol.Written]:
         """Have a checkpoint written of every active member at the present place.
 
-        Returns what will be written, by job id, once the scribe has come to it.
+        ``only``: places of members; of all if None. Returns what will be written, by job id, once
+        the scribe has come to it.
         """
         epoch, step = self.place.epoch, self.place.step
         written: dict[str, protocol.Written] = {}
@@ -310,6 +347,7 @@ class Pack:
         states = [
             (member, lane(host, place), copy.copy(member.record))
             for place, member in self._active()
+            if only is None or place in only
         ]
         self.control.do(partial(self._write_all, states, epoch, step, written))
         return written
@@ -340,43 +378,39 @@ class Pack:
                 old.unlink(missing_ok=True)
         member.written = member.written[-KEPT_CHECKPOINTS:]
 
-    def _finish_member(self, best: Any, member: Member) -> None:
-        dataset, record = self.program.dataset, member.record
-        result = MemberResult(
-            params=best,
-            seed=record.seed,
-            best_epoch=record.best_epoch,
-            best_loss=record.best_loss,
-            final_loss=record.history[-1][1],
-            force_errors=record.best_force,
-            energy_errors=record.best_energy,
-            components=dataset.validated.components,
-            beads=dataset.validated.beads,
-            protein=dataset.validated.protein,
-            species_errors=record.best_species,
-            species_components=dataset.validated.species_components,
-            validation_index=dataset.validated.index,
-            history=np.asarray(record.history, np.float64),
-            statistics=dataset.statistics.as_plain(),
-            species_names=dataset.species_names,
-            protein_names=dataset.protein_names,
-            config=configuration.dumps(self.config),
-            identity=self.trainer.identity,
-            versions=environment.versions(),
-        )
-        self.control.do(partial(self._write_result, member, result))
+    # -- ends ----------------------------------------------------------------------------------
 
-    def _write_result(self, member: Member, result: MemberResult) -> None:
-        path = Path(member.task.folder) / RESULT_NAME
-        digest = checkpoint.write_result(path, result)
-        faults.point("trainer.result")
-        self.control.tell(
-            protocol.MemberDone(
-                job_id=member.task.job_id,
-                best_epoch=result.best_epoch,
-                best_loss=result.best_loss,
-                final_loss=result.final_loss,
-                path=str(path),
-                digest=digest,
-            )
+    def _finish_early(self) -> None:
+        """End the members that a rule has stopped, as soon as they have anything to give."""
+        told = self.control.finishing()
+        ends = {}
+        for place, member in self._active():
+            rule = finishing.ordered(member.task, self.place.epoch, told)
+            if rule is not None and member.record.best_epoch:
+                ends[place] = Stopped(rule, "")
+        self._end_early(ends)
+
+    def _end_early(self, ends: Mapping[int, Stopped]) -> None:
+        """End these lanes here; the others are not touched. They could go on from a checkpoint."""
+        if not ends:
+            return
+        written = self._checkpoint_all(ends)
+        for place in ends:
+            faults.point("trainer.early", self.members[place].task.folder)
+        (best,) = self.program.fetch(self.lanes, "best")
+        for place, stopped in ends.items():
+            self.members[place].ended = True
+            self._finish_member(lane(best, place), self.members[place], stopped, written)
+
+    def _finish_member(
+        self,
+        best: Any,
+        member: Member,
+        stopped: Stopped | None = None,
+        written: Mapping[str, protocol.Written] = MappingProxyType({}),
+    ) -> None:
+        result = finishing.result_of(
+            self.program, self.trainer.identity, best, member.record, stopped
         )
+        work = partial(finishing.write_and_tell, self.control, member.task, result, written)
+        self.control.do(work)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from ensq.errors import DiskError, EnsqError
-from ensq.jobs import Claim, Ensemble, EpochRecord, Job, Outcome
+from ensq.jobs import Claim, Decision, Ensemble, EpochRecord, Job, Outcome
 from ensq.progress import duration, loss, printable
 from ensq.rundir import RunDir, make_folder
 from ensq.worker import protocol as say
@@ -33,6 +33,7 @@ class Member:
     claim: Claim
     checkpoints: int = 0  # recorded by this attempt
     over: bool = False  # its end is on its way into the database
+    told: set[str] = field(default_factory=set)  # rules of early stopping that have held for it
 
     @property
     def name(self) -> str:
@@ -44,12 +45,14 @@ def names(members: Sequence[Member]) -> str:
     return ", ".join(member.name for member in members)
 
 
-def task_of(job: Job, run_dir: RunDir, log: Callable[[str], None]) -> say.MemberTask:
+def task_of(
+    job: Job, run_dir: RunDir, log: Callable[[str], None], decision: Decision | None = None
+) -> say.MemberTask:
     """What the trainer is told about a member: where it may write, and what it may go on from.
 
     First what earlier attempts left behind and nobody recorded, then the recorded checkpoints.
     Of the attempts before the one that wrote the recorded checkpoint nothing is of use: others
-    have gone on from there.
+    have gone on from there. ``decision``: one to stop it early that was not carried out yet.
     """
     recorded = job.checkpoint
     since = (recorded.epoch, recorded.step) if recorded else (0, 0)
@@ -72,6 +75,8 @@ def task_of(job: Job, run_dir: RunDir, log: Callable[[str], None]) -> say.Member
         folder=str(run_dir.attempt(job.seed, job.attempt)),
         resume=tuple(resume),
         results=tuple(map(str, results)),
+        order=None if decision is None else say.Order(rule=decision.rule, epoch=decision.epoch),
+        exempt=job.exempt,
     )
 
 
@@ -81,16 +86,19 @@ def train_command(
     root: Path,
     log_path: Path,
     log: Callable[[str], None],
+    orders: Mapping[int, Decision],
+    plateau: say.Plateau | None,
 ) -> say.Train:
     """What the trainer is told of a claim; ``root`` is the folder that paths begin from."""
     run_dir = RunDir.of(root, ensemble.run_path)
     return say.Train(
-        members=tuple(task_of(job, run_dir, log) for job in jobs),
+        members=tuple(task_of(job, run_dir, log, orders.get(job.id)) for job in jobs),
         config=ensemble.config,
         run_folder=str(run_dir.path),
         data_path=str(root / ensemble.data_path),  # an absolute path stays as it is
         data_digest=ensemble.data_digest,
         log=str(log_path.absolute()),
+        plateau=plateau,
     )
 
 

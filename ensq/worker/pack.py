@@ -30,6 +30,7 @@ from ensq.worker.members import (
 from ensq.worker.options import WorkerOptions
 from ensq.worker.packing import Packing
 from ensq.worker.recording import Recorder
+from ensq.worker.referee import Referee
 from ensq.worker.signals import STOP_SIGNALS
 from ensq.worker.stopping import Reason, Stopper
 from ensq.worker.timing import Timing
@@ -75,6 +76,7 @@ class PackSession:
             on_lost=self._lost,
             log=log,
         )
+        self._referee = Referee(store=store, ensemble=ensemble, recorder=self.recorder, log=log)
         self._child: TrainerChild | None = None  # set while it trains
         self._over = False
         self._stop: Reason | None = None
@@ -304,7 +306,9 @@ class PackSession:
 
     def _train_command(self, child: TrainerChild) -> say.Train:
         jobs = [member.job for member in self.recorder.open]
-        return train_command(jobs, self._ensemble, self._store.root, child.log_path, self._log)
+        where = (self._ensemble, self._store.root, child.log_path)
+        referee = self._referee
+        return train_command(jobs, *where, self._log, referee.orders(jobs), referee.plateau())
 
     def _on_step(self, event: say.StepDone) -> None:
         if told := self._timing.stepped():
@@ -322,6 +326,8 @@ class PackSession:
         self.recorder.epoch(event)
         if not self.recorder.ledger.has_writes():
             self._leases.reached()
+        if self._child is not None and self._stop is None:
+            self._referee.after_epoch(event, self._child.send)
         if self.draining and self._stop is None and self._child is not None:
             self._begin_stop(self._child, Reason("a person asked this worker to leave", asked=True))
 

@@ -26,6 +26,13 @@ class ResumeFrom(msgspec.Struct, frozen=True, kw_only=True):
     digest: str | None = None
 
 
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """A decision to stop a member early that stands: it ends once it has so many epochs."""
+
+    rule: str
+    epoch: int
+
+
 class MemberTask(msgspec.Struct, frozen=True, kw_only=True):
     """One member of the pack to train."""
 
@@ -35,6 +42,17 @@ class MemberTask(msgspec.Struct, frozen=True, kw_only=True):
     folder: str  # absolute: the only folder this attempt may write to
     resume: tuple[ResumeFrom, ...] = ()  # newest first; the first that verifies is used
     results: tuple[str, ...] = ()  # absolute paths of results that were never recorded
+    order: Order | None = None
+    exempt: bool = False  # a person wants it trained to the end: no rule stops it
+
+
+class Plateau(msgspec.Struct, frozen=True, kw_only=True):
+    """When a member stops by itself; see ``ensq.early.plateau``."""
+
+    patience: int
+    min_delta: float
+    min_epochs: int
+    stops: bool  # else it is only told of
 
 
 class Train(Message, frozen=True):
@@ -46,6 +64,7 @@ class Train(Message, frozen=True):
     data_path: str  # absolute
     data_digest: str
     log: str = ""  # absolute: where standard output and error go from now on
+    plateau: Plateau | None = None
 
 
 class Prepare(Message, frozen=True):
@@ -76,11 +95,19 @@ class Drop(Message, frozen=True):
     job_ids: tuple[int, ...]
 
 
+class Finish(Message, frozen=True):
+    """A rule has stopped these members: finish the step, write a checkpoint of each and its result
+    with the epochs that it has, say ``MemberDone``. The others of the pack go on."""
+
+    job_ids: tuple[int, ...]
+    rule: str
+
+
 class Quit(Message, frozen=True):
     """No more work: end."""
 
 
-Command = Train | Prepare | Probe | Stop | Drop | Quit
+Command = Train | Prepare | Probe | Stop | Drop | Finish | Quit
 
 
 class Written(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,6 +134,8 @@ class MemberEpoch(msgspec.Struct, frozen=True, kw_only=True):
     best_epoch: int
     best_loss: float
     checkpoint: Written | None
+    blocks: tuple[float, ...] = ()  # the validation loss by blocks of frames, whose mean it is
+    plateau: str | None = None  # the evidence, as JSON, that the member is on one
 
 
 class Ready(Message, frozen=True):
@@ -188,6 +217,15 @@ class EpochDone(Message, frozen=True):
     members: tuple[MemberEpoch, ...]
 
 
+class Early(msgspec.Struct, frozen=True, kw_only=True):
+    """How a member ended before its last epoch."""
+
+    rule: str
+    epoch: int  # epochs that it has trained
+    evidence: str = ""  # JSON; '' where the supervisor has it
+    checkpoint: Written | None = None  # from which it can go on after all
+
+
 class MemberDone(Message, frozen=True):
     """A member is trained; its result file is on disk."""
 
@@ -199,6 +237,7 @@ class MemberDone(Message, frozen=True):
     digest: str
     # Of a result that an earlier attempt left unrecorded: all its epochs. It is not trained again.
     adopted: tuple[EpochLosses, ...] = ()
+    early: Early | None = None
 
 
 class MemberFailed(Message, frozen=True):

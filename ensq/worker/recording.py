@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ensq.errors import DatabaseError, EnsqError, LeaseLost
-from ensq.jobs import Checkpoint, Claim, Job, Outcome, Result, State
+from ensq.jobs import Checkpoint, Claim, EarlyEnd, Job, Outcome, Result, State
 from ensq.progress import loss, printable
 from ensq.rundir import RunDir
 from ensq.store import EpochWrite, Renewal, Store
@@ -83,7 +83,7 @@ class Recorder:
 
         def write() -> None:
             if member.job.id in self.held:
-                with self._fenced(member):
+                with self.fenced(member):
                     member.job = self._store.stand_at(member.claim, found, records, reason)
 
         self.ledger.add(write)
@@ -128,6 +128,7 @@ class Recorder:
             best_epoch=record.best_epoch,
             best_loss=record.best_loss,
             checkpoint=None if written is None else self._checkpoint(written),
+            blocks=record.blocks,
         )
 
     def done(self, event: say.MemberDone) -> None:
@@ -142,12 +143,14 @@ class Recorder:
             digest=event.digest,
         )
         records = [record_of(losses) for losses in event.adopted]
-        how = ", by an earlier attempt whose result was never recorded" if records else ""
+        early = self._early_end(event.early)
+        how = "" if early is None else f", stopped early by the rule {early.rule}"
+        how += ", by an earlier attempt whose result was never recorded" if records else ""
 
         def write() -> None:
             try:
-                with self._fenced(member):
-                    self._store.finish(member.claim, result, records)
+                with self.fenced(member):
+                    self._store.finish(member.claim, result, records, early=early)
                     self.finished += 1
                     self.held.pop(member.job.id, None)
                     best = f"best {loss(event.best_loss)} at epoch {event.best_epoch}"
@@ -233,7 +236,7 @@ class Recorder:
         self, member: Member, outcome: Outcome, reason: str, retry: bool, tail: str | None
     ) -> Callable[[], None]:
         def write() -> None:
-            with self._fenced(member):
+            with self.fenced(member):
                 state = self._store.fail(member.claim, outcome, reason, retry=retry, log_tail=tail)
                 self.held.pop(member.job.id, None)
                 then = "it has failed for good" if state is State.FAILED else "it is tried again"
@@ -273,8 +276,20 @@ class Recorder:
         member.over = True
         return member
 
-    def _fenced(self, member: Member) -> _Fence:
+    def fenced(self, member: Member) -> _Fence:
+        """A context in which a write that the fence holds back loses the member."""
         return _Fence(self, member)
+
+    def _early_end(self, told: say.Early | None) -> EarlyEnd | None:
+        if told is None:
+            return None
+        written = told.checkpoint
+        return EarlyEnd(
+            rule=told.rule,
+            epoch=told.epoch,
+            evidence=told.evidence,
+            checkpoint=None if written is None else self._checkpoint(written),
+        )
 
     def _checkpoint(self, written: say.Written) -> Checkpoint:
         return Checkpoint(
