@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ensq import choosing, exports, metadata
+from ensq import choosing, exports, metadata, stopped
 from ensq import config as configuration
 from ensq.config import RunConfig
 from ensq.errors import EnsqError
@@ -87,6 +87,8 @@ def finalize(
     done = [job for job in jobs if job.state is State.DONE]
     missing = tuple(job for job in jobs if job.state is not State.DONE)
     _refuse_incomplete(ensemble, done, missing, allow_missing)
+    about_stopped = stopped.told(store, ensemble, done)
+    done = stopped.counted(ensemble, done)
     exports.refuse_unwritable(folder)
     say("reading results")
     results = [exports.read_member(store, ensemble, job) for job in done]
@@ -105,7 +107,7 @@ def finalize(
         )
         exported.files.update(exports.all_members(config, results, [job.index for job in done]))
     told = metadata.metadata_of(ensemble, config, options, members, results, missing)
-    told |= {**exported.about, **sources}
+    told |= {**exported.about, **sources, "early_stopping": about_stopped}
     told["member_files"] = exports.member_names(config, [job.index for job in done])
     told["files"] = {name: sha256(content) for name, content in sorted(exported.files.items())}
     text = json.dumps(told, indent=2, allow_nan=False, ensure_ascii=False) + "\n"

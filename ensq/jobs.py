@@ -113,6 +113,11 @@ class Job:
     error: str | None  # why it failed, one line
     updated_at: float
 
+    @property
+    def to_train(self) -> int:
+        """Epochs in all that it is trained for: fewer once a rule has stopped it."""
+        return self.epochs if self.early is None else self.epoch
+
 
 @dataclass(frozen=True, kw_only=True)
 class EpochRecord:

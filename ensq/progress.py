@@ -71,8 +71,12 @@ def time_left_in_all(jobs: Sequence[Job]) -> float | None:
 def summary_line(name: str, jobs: Sequence[Job]) -> str:
     """One line for the whole ensemble."""
     counts = Counter(job.state for job in jobs)
-    states = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
-    wanted = sum(job.epochs for job in jobs if job.state is not State.CANCELLED)
+    early = sum(job.early is not None for job in jobs)
+    more = {State.DONE: f" ({early} early)" if early else ""}
+    states = ", ".join(
+        f"{counts[state]} {state}{more.get(state, '')}" for state in State if counts[state]
+    )
+    wanted = sum(job.to_train for job in jobs if job.state is not State.CANCELLED)
     have = sum(job.epoch for job in jobs if job.state is not State.CANCELLED)
     share = f", {100 * have // wanted} % of the epochs" if wanted else ""
     left = time_left_in_all(jobs)
@@ -80,12 +84,17 @@ def summary_line(name: str, jobs: Sequence[Job]) -> str:
     return f"{printable(name)}: {states or 'no members'}{share}{rest}"
 
 
+def state_of(job: Job) -> str:
+    """A member's state, and whether a rule of early stopping ended it."""
+    return str(job.state) if job.early is None else f"{job.state} (early)"
+
+
 def member_cells(job: Job) -> tuple[str, ...]:
     """One member's row of the table, in the order of its head."""
     left = time_left(job)
     return (
         str(job.seed),
-        str(job.state),
+        state_of(job),
         f"{job.epoch}/{job.epochs}",
         loss(job.val_loss),
         loss(job.best_loss),
@@ -97,7 +106,7 @@ def member_cells(job: Job) -> tuple[str, ...]:
 
 def member_line(job: Job) -> str:
     """One member in a line of its own, for logs."""
-    parts = [f"seed {job.seed}: {job.state}, epoch {job.epoch}/{job.epochs}"]
+    parts = [f"seed {job.seed}: {state_of(job)}, epoch {job.epoch}/{job.epochs}"]
     if job.val_loss is not None:
         parts.append(f"val loss {loss(job.val_loss)}")
     if job.best_loss is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ensq import config as configuration
-from ensq import exports
+from ensq import exports, stopped
 from ensq.config import RunConfig
 from ensq.errors import CheckpointError, EnsqError, UsageError
 from ensq.jobs import State
@@ -84,6 +84,7 @@ def from_store(store: Store, ensemble: Ensemble) -> Members:
             f"no member of {ensemble.name!r} is done yet; train with `ensq worker`, watch with "
             "`ensq status`"
         )
+    done = stopped.counted(ensemble, done)
     config = configuration.loads(ensemble.config)
     folder = exports.export_folder(store, ensemble, config, None)
     return Members(

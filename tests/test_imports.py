@@ -35,6 +35,7 @@ RULES: dict[str, frozenset[str]] = {
         "ensq.text": "",
         "ensq.faults": "",
         "ensq.seal": "",
+        "ensq.early": "ensq.early",
         "ensq.rundir": "ensq.errors ensq.faults",
         "ensq.publish": "ensq.errors ensq.rundir",
         "ensq.slurm": "ensq.errors ensq.slurm",
@@ -60,7 +61,7 @@ RULES: dict[str, frozenset[str]] = {
         "ensq.submit": "ensq.config ensq.errors ensq.jobs ensq.rundir ensq.slurm ensq.store",
         "ensq.worker": (
             "msgspec ensq ensq.worker ensq.store ensq.jobs ensq.rundir ensq.slurm ensq.errors "
-            "ensq.faults ensq.config ensq.data ensq.progress"
+            "ensq.faults ensq.config ensq.data ensq.early ensq.progress"
         ),
         "ensq.local": "ensq.worker ensq.errors",
         # JAX is asked in a child process.
@@ -77,9 +78,10 @@ RULES: dict[str, frozenset[str]] = {
         # These alone call ensq.train from outside: they export what was trained.
         "ensq.finalize": (
             "ensq.choosing ensq.config ensq.errors ensq.exports ensq.jobs ensq.metadata "
-            "ensq.publish ensq.rundir ensq.selection ensq.store"
+            "ensq.publish ensq.rundir ensq.selection ensq.store ensq.stopped"
         ),
         "ensq.choosing": ("numpy ensq.comparison ensq.config ensq.resampling ensq.text ensq.train"),
+        "ensq.stopped": "ensq.config ensq.errors ensq.jobs ensq.selection ensq.store",
         "ensq.metadata": (
             "numpy ensq.config ensq.errors ensq.exports ensq.jobs ensq.selection ensq.train"
         ),
@@ -88,7 +90,8 @@ RULES: dict[str, frozenset[str]] = {
         ),
         # Trained members and what they predict together.
         "ensq.trained": (
-            "ensq.config ensq.errors ensq.exports ensq.jobs ensq.rundir ensq.store ensq.train"
+            "ensq.config ensq.errors ensq.exports ensq.jobs ensq.rundir ensq.stopped ensq.store "
+            "ensq.train"
         ),
         "ensq.masses": "ase ensq.errors",
         # Dynamics checks: numbers here, the dynamics themselves in ensq.train.dynamics.
@@ -146,11 +149,11 @@ RULES: dict[str, frozenset[str]] = {
             "click ensq ensq.cli ensq.config ensq.enqueue ensq.errors ensq.exports ensq.finalize "
             "ensq.jobs ensq.local ensq.migrate ensq.progress ensq.reexport ensq.rundir ensq.store "
             "ensq.choosing ensq.slurm ensq.submit ensq.text ensq.worker ensq.ensemble ensq.outputs "
-            "ensq.predicted ensq.report ensq.trained"
+            "ensq.predicted ensq.report ensq.trained ensq.early ensq.stopped"
         ),
         "ensq.train": (
             "numpy msgspec google ensq ensq.train ensq.config ensq.data ensq.errors ensq.jobs "
-            "ensq.masses ensq.units "
+            "ensq.masses ensq.units ensq.early ensq.resampling "
             "ensq.rundir ensq.seal ensq.faults ensq.worker.meeting ensq.worker.protocol "
             + " ".join(JAX_WORLD)
         ),

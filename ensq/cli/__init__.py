@@ -27,6 +27,7 @@ _COMMANDS = {
     "export": ("export", "One member, or a checkpoint, as a model file."),
     "evaluate": ("evaluate", "Errors, uncertainty and its calibration."),
     "retry": ("members", "Queue failed or cancelled members again."),
+    "resume": ("members", "Train members on that were stopped early."),
     "cancel": ("members", "Take members out of the queue."),
     "hold": ("members", "Keep members from being trained for now."),
     "release": ("members", "Queue held members again."),

@@ -61,6 +61,8 @@ def summary(done: Enqueued) -> list[str]:
     if done.existing_seeds:
         count = _members(len(done.existing_seeds))
         lines.append(f"there already: {count}, seeds {ranges(done.existing_seeds)}")
+    if done.early_stopping_changed:
+        lines.append("early_stopping was changed, for members in training too")
     return lines
 
 

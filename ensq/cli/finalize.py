@@ -105,6 +105,7 @@ def show(done: Finalized, json_: bool) -> None:
 
 def lines(done: Finalized) -> list[str]:
     """The table of members, the statistics, and where the files are."""
+    from ensq import stopped
     from ensq.text import table
 
     energy = done.config.unit
@@ -128,6 +129,7 @@ def lines(done: Finalized) -> list[str]:
     best = done.best
     text.append(f"best: seed {best.seed} (*), loss {best.loss:.6g}")
     text += _comparison_lines(done)
+    text += stopped.lines(done.metadata["early_stopping"])
     text += _breakdown(done)
     text += _mean_line(done)
     units = []

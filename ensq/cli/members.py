@@ -1,4 +1,4 @@
-"""``ensq retry``, ``cancel``, ``hold`` and ``release``: what people do to members."""
+"""``ensq retry``, ``resume``, ``cancel``, ``hold``, ``release``: what people do to members."""
 
 from __future__ import annotations
 
@@ -29,6 +29,18 @@ def retry(name: str | None, seeds: tuple[int, ...], db: str | None) -> None:
     They go on from their checkpoints, with all counts of failures at 0.
     """
     _change(lambda store: store.retry, "retry", "queued again", name, seeds, db)
+
+
+@click.command()
+@click.argument("name", required=False)
+@_seeds
+@database
+def resume(name: str | None, seeds: tuple[int, ...], db: str | None) -> None:
+    """Train members of NAME on that were stopped early.
+
+    They go on from where they stopped, to their last epoch; no rule stops them again.
+    """
+    _change(lambda store: store.resume, "resume", "queued to be trained on", name, seeds, db)
 
 
 @click.command()

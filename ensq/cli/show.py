@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ensq.cli.common import as_json, database, print_json, url_of
+from ensq.cli.decisions import decision_json, decision_lines
 from ensq.cli.slurm import identity, identity_json, wrapped
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class _View:
         self.attempts = store.attempts(job.id)
         self.workers = store.workers({attempt.worker_id for attempt in self.attempts})
         self.notes = [event for event in store.events_of(job.id) if event.kind.value in _NOTES]
+        self.decisions = [d for d in store.decisions(job.ensemble_id) if d.job_id == job.id]
         self.run_folder = store.root / self.ensemble.run_path
         self.now = store.now()
         self.pack = [
@@ -91,6 +93,7 @@ class _View:
             rows = [self._row(attempt) for attempt in self.attempts]
             lines += ["", *table(_HEAD, rows, left=(1, 5))]
         lines += self._identities()
+        lines += decision_lines(self.decisions)
         lines += self._reasons()
         lines += self._log()
         return lines
@@ -106,6 +109,7 @@ class _View:
             counts += f"; pauses for {wait:.0f} s"
         if len(self.pack) > 1 and job.state.value == "running":
             counts += f"; one of {len(self.pack)} that train together"
+        counts += "; exempt from early stopping" if job.exempt else ""
         return counts + ("; to be held" if job.wish == "hold" else "")
 
     def _places(self) -> list[str]:
@@ -189,6 +193,7 @@ class _View:
                 for attempt in self.attempts
             ],
             "notes": [_event(event) for event in self.notes],
+            "decisions": [decision_json(decision) for decision in self.decisions],
         }
 
     def _host(self, attempt: Attempt) -> str | None:

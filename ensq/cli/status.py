@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ensq.cli.common import as_json, database, db_hint, only_ensemble, print_json, url_of
+from ensq.cli.decisions import decision_json
 from ensq.cli.slurm import SlurmView, ask_once, wrapped
 
 if TYPE_CHECKING:
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
 
 MANY = 200  # members, above which they are not listed one by one unasked
 LINES = 40  # ensembles that are listed then
+_VERDICTS = {
+    "stop": "stopped",
+    "would stop": "would be stopped (mode: report)",
+    "kept": "kept, since too few would be left",
+}
 
 
 @click.command()
@@ -98,6 +104,7 @@ class _View:
         self.workers = store.workers({job.owner for job in self.jobs if job.owner})
         self.gone = {id_ for id_, worker in self.workers.items() if store.is_gone(worker)}
         self.fallbacks = store.fallbacks(ensemble.id)
+        self.decisions = store.decisions(ensemble.id)
         self.slurm = SlurmView(store.slurm_said(), self.now, self.workers.values())
         self.open = _is_open(self.jobs)
 
@@ -118,6 +125,7 @@ class _View:
                 lines.append(f"    `ensq show {self.ensemble.name}/{job.seed}{hint}` says more")
             elif note := self._waits(job):
                 lines.append(f"  seed {job.seed}: {note}")
+        lines += self._decided(hint)
         seeds = {job.id: job.seed for job in self.jobs}
         for event in self.fallbacks:
             lines.append(
@@ -125,6 +133,25 @@ class _View:
                 + printable(event.message)
             )
         return [*lines, f"next: {self._next_step(hint)}"]
+
+    def _decided(self, hint: str) -> list[str]:
+        """That rules of early stopping held, where `ensq show` says more."""
+        from ensq.text import ranges
+
+        seeds = {job.id: job.seed for job in self.jobs}
+        found: dict[str, set[int]] = {}
+        for decision in self.decisions:
+            if decision.job_id in seeds:
+                found.setdefault(decision.verdict.value, set()).add(seeds[decision.job_id])
+        lines = []
+        for verdict, title in _VERDICTS.items():
+            if chosen := sorted(found.get(verdict, ())):
+                several = f"seed{'' if len(chosen) == 1 else 's'} {ranges(chosen)}"
+                lines += wrapped(f"early stopping: {title}: {several}")
+        if lines:
+            example = f"{self.ensemble.name}/{min(set().union(*found.values()))}"
+            lines.append(f"    `ensq show {example}{hint}` says more")
+        return lines
 
     def _waits(self, job: Job) -> str | None:
         """Why a member that is not failed is not simply queued or running."""
@@ -170,6 +197,7 @@ class _View:
             "run_folder": self.ensemble.run_path,
             "slurm_waiting": self.slurm.waiting_json(self.ensemble.name) if self.open else [],
             "members": [self._member_json(job) for job in self.jobs],
+            "decisions": [decision_json(decision) for decision in self.decisions],
             "fallbacks": [
                 {"job": event.job_id, "attempt": event.attempt, "message": event.message}
                 for event in self.fallbacks
@@ -184,6 +212,8 @@ class _View:
             "index": job.index,
             "seed": job.seed,
             "state": str(job.state),
+            "early": job.early,
+            "exempt": job.exempt,
             "epoch": job.epoch,
             "epochs": job.epochs,
             "train_loss": job.train_loss,

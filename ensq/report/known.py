@@ -12,7 +12,7 @@ import numpy as np
 
 from ensq import config as configuration
 from ensq import exports, selection, trained
-from ensq.config import RunConfig
+from ensq.config import RunConfig, early
 from ensq.errors import EnsqError
 from ensq.jobs import Attempt, Decision, EpochRecord, Job, State, WorkerInfo
 from ensq.rundir import RunDir
@@ -151,7 +151,7 @@ def from_store(store: Store, ensemble: Ensemble) -> Known:
         members=members,
         workers=store.workers(ids),
         decisions=tuple(store.decisions(ensemble.id)),
-        early_stopping=ensemble.early_stopping,
+        early_stopping=_early_stopping(ensemble),
         last_event=max([*(one.time for one in events), *(job.updated_at for job in jobs)]),
         from_queue=True,
         source=store.where,
@@ -160,6 +160,12 @@ def from_store(store: Store, ensemble: Ensemble) -> Known:
         analysis=RunDir.of(store.root, ensemble.run_path).path / ANALYSIS,
         notes=tuple(notes),
     )
+
+
+def _early_stopping(ensemble: Ensemble) -> str | None:
+    """The section in force; None where it says that early stopping is off."""
+    section = early.loads(ensemble.early_stopping)
+    return None if section.mode == "off" else ensemble.early_stopping
 
 
 def from_folder(folder: Path) -> Known:
