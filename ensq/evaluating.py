@@ -11,7 +11,7 @@ from ensq import evaluation
 from ensq.calibrating import calibrate
 from ensq.calibration import quantities
 from ensq.calibration.figures import LEVEL, Resampling
-from ensq.calibration.results import CalibrationReport
+from ensq.calibration.results import CalibrationReport, Quantity
 from ensq.calibration.samples import Observed
 from ensq.ensemble import LoadedEnsemble
 from ensq.errors import DataError, UsageError
@@ -48,6 +48,7 @@ def evaluate(
     unit = ensemble.energy_unit
     forces = quantities.of_forces(drawn, observed, f"{unit}/Angstrom")
     energy = quantities.of_energies(drawn, observed, unit)
+    made = None if forces is None else forces.quantity
     arrays: dict[str, Array] = {
         "frame_index": observed.frames.index,
         "frame_protein": observed.frames.protein,
@@ -65,8 +66,13 @@ def evaluate(
         length_unit="Angstrom",
         ddof=options.ddof,
         resampling=_blocks(drawn, observed, options),
-        notes=(*_notes(ensemble, loaded), *_few(drawn, report), *_alike(drawn, observed)),
-        forces=None if forces is None else forces.quantity,
+        notes=(
+            *_notes(ensemble, loaded),
+            *_few(drawn, report),
+            *_alike(drawn, observed),
+            *_left_out(made),
+        ),
+        forces=made,
         energy=None if energy is None else energy.quantity,
         energy_per_bead=quantities.per_bead(drawn, observed, f"{unit} per bead"),
         calibration=report,
@@ -146,6 +152,12 @@ def _few(drawn: Resampling, report: CalibrationReport | None) -> list[str]:
             "too few to trust them beyond their intervals"
         )
     return notes
+
+
+def _left_out(forces: Quantity | None) -> list[str]:
+    if forces is None or forces.positions:
+        return []
+    return [f"no errors by position: there are more than {quantities.MOST_POSITIONS} of them"]
 
 
 def _alike(drawn: Resampling, observed: Observed) -> list[str]:

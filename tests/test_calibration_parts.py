@@ -154,6 +154,25 @@ def test_padding_at_the_origin_does_not_count(peptides: data.Data) -> None:
     assert figures_of(observed_of(fake)).quantity.rmse.value > 10 * found.rmse.value
 
 
+def test_errors_by_position_end_where_there_are_too_many(
+    peptides: data.Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observed = observed_of(Fake(peptides))
+    every = figures_of(observed).quantity.positions
+    assert len(every) == 25
+    monkeypatch.setattr("ensq.calibration.accuracy.AT_ONCE", 4)
+    for one, other in zip(figures_of(observed).quantity.positions, every, strict=True):
+        assert (one.protein, one.position, one.count) == (
+            other.protein,
+            other.position,
+            other.count,
+        )
+        assert one.rmse.value == other.rmse.value
+        assert one.rmse.low == pytest.approx(other.rmse.low)
+    monkeypatch.setattr("ensq.calibration.quantities.MOST_POSITIONS", 24)
+    assert figures_of(observed).quantity.positions == ()
+
+
 def test_ddof_1_makes_the_spread_larger_by_its_factor(peptides: data.Data) -> None:
     fake = Fake(peptides)
     zero, one = (figures_of(observed_of(fake, ddof)).quantity.spread for ddof in (0, 1))

@@ -7,10 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ensq.calibration.figures import Estimate, Resampling
+from ensq.calibration.figures import Estimate, Figure, Resampling
 from ensq.calibration.results import Group, Member
 
 Array = NDArray[Any]
+
+
+AT_ONCE = 500  # groups, whose draws are in memory together
 
 
 class Errors(NamedTuple):
@@ -107,23 +110,25 @@ def by_group(
     """Errors of each group that has samples; ``group`` [n] is a place in ``labels``."""
     squares, sizes, counts, spread = sums_of(resampling, errors, group, len(labels))
     there = np.flatnonzero(counts.sum(axis=1) > 0)
-    rmse, mae = rmse_and_mae(resampling, squares[there], sizes[there], counts[there])
-    sharp = (
-        [None] * len(there)
-        if spread is None
-        else resampling.ratio(spread[there], counts[there]).map(np.sqrt).figures()
-    )
-    return tuple(
-        Group(
-            name=labels[place].name,
-            protein=labels[place].protein,
-            position=labels[place].position,
-            count=int(counts[place].sum()),
-            rmse=one,
-            mae=other,
-            sharpness=third,
-        )
-        for place, one, other, third in zip(
-            there, rmse.figures(), mae.figures(), sharp, strict=True
-        )
-    )
+    found: list[Group] = []
+    for start in range(0, len(there), AT_ONCE):
+        part = there[start : start + AT_ONCE]
+        rmse, mae = rmse_and_mae(resampling, squares[part], sizes[part], counts[part])
+        sharp: list[Figure | None] = [None] * len(part)
+        if spread is not None:
+            sharp = [*resampling.ratio(spread[part], counts[part]).map(np.sqrt).figures()]
+        found += [
+            Group(
+                name=labels[place].name,
+                protein=labels[place].protein,
+                position=labels[place].position,
+                count=int(counts[place].sum()),
+                rmse=one,
+                mae=other,
+                sharpness=third,
+            )
+            for place, one, other, third in zip(
+                part, rmse.figures(), mae.figures(), sharp, strict=True
+            )
+        ]
+    return tuple(found)

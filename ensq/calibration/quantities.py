@@ -18,6 +18,7 @@ Array = NDArray[Any]
 
 SINGLE = "a single member has no spread"
 IDENTICAL = "all members predict the same: there is no spread"
+MOST_POSITIONS = 5000  # more are no help to anybody, and large files
 
 
 class Found(NamedTuple):
@@ -102,7 +103,7 @@ def of_forces(resampling: Resampling, observed: Observed, unit: str) -> Found | 
     rmse, mae, _ = accuracy.overall(resampling, errors)
     protein = frames.protein[forces.frame]
     positions, place = _positions(observed, forces, protein)
-    groups = accuracy.by_group(resampling, errors, place, positions)
+    groups = accuracy.by_group(resampling, errors, place, positions) if positions else ()
     spread, arrays = _force_spread(resampling, observed, forces)
     quantity = Quantity(
         unit=unit,
@@ -134,18 +135,29 @@ def _why(sigma: Array | None, spread: Spread | None) -> str | None:
 
 
 def _positions(observed: Observed, forces: Forces, protein: Array) -> tuple[list[Label], Array]:
-    """Names of the places in each protein's chain, and the one of each bead."""
-    names = observed.frames.protein_names
+    """Names of the places in each protein's chain that there are, and the one of each bead.
+
+    None at all where there are more than ``MOST_POSITIONS``.
+    """
     longest = int(forces.place.max()) + 1
-    number = protein.astype(np.int64) * longest + forces.place
-    first = np.full(len(names) * longest, -1)
+    numbers, number = np.unique(
+        protein.astype(np.int64) * longest + forces.place, return_inverse=True
+    )
+    if len(numbers) > MOST_POSITIONS:
+        return [], np.zeros(0, np.int64)
+    number = number.reshape(-1)
+    first = np.zeros(len(numbers), np.int64)
     first[number[::-1]] = forces.species[::-1]
-    same = np.ones(len(first), bool)
+    same = np.ones(len(numbers), bool)
     same[number[forces.species != first[number]]] = False
-    labels = []
-    for place, (species, one) in enumerate(zip(first, same, strict=True)):
-        name = observed.species_names[species] if one and species >= 0 else "several"
-        labels.append(Label(name, names[place // longest], place % longest))
+    labels = [
+        Label(
+            observed.species_names[first[k]] if same[k] else "several",
+            observed.frames.protein_names[place // longest],
+            int(place % longest),
+        )
+        for k, place in enumerate(numbers)
+    ]
     return labels, number
 
 
