@@ -52,7 +52,7 @@ class EnsembleCalculator(Calculator):
     A single member has none of these three.
     """
 
-    implemented_properties = [*PLAIN, *SPREAD]  # noqa: RUF012
+    implemented_properties = [*PLAIN, *SPREAD]  # noqa: RUF012  # as ASE declares it
     name = "ensq"
 
     def __init__(
@@ -66,6 +66,7 @@ class EnsembleCalculator(Calculator):
         interval: int = 1,
         species: str | Sequence[Any] | None = None,
         ddof: int = 0,
+        calibrated: str | None = None,
         skin: float = SKIN,
     ) -> None:
         """
@@ -82,6 +83,8 @@ class EnsembleCalculator(Calculator):
                 atoms that has them. None: the first there is of the training's
                 ``data.keys.species``, ``bead``, ``beads``, ``resname``, ``residuenames``.
             ddof: 0 or 1.
+            calibrated: ``global``, ``imbalzano`` or ``noise``: spreads, also those held against the
+                threshold, with the factors that `ensq evaluate --store` has fitted.
             skin: How much further than the model lists of neighbours reach, in Angstrom.
 
         Raises UsageError for options that can't be meant.
@@ -92,6 +95,7 @@ class EnsembleCalculator(Calculator):
         self.ensemble, self.threshold, self.by = ensemble, threshold, by
         self.on_exceed, self.record, self.interval = on_exceed, record, interval
         self.species, self.ddof, self.skin = species, ddof, skin
+        self.calibrated = calibrated
         self._check()
         self.recorded: list[Atoms] = []
         self.evaluations = 0
@@ -111,6 +115,8 @@ class EnsembleCalculator(Calculator):
             raise UsageError(f"ddof is {self.ddof}; it must be 0 or 1")
         if not (self.interval >= 1 and 0 <= self.skin < np.inf):
             raise UsageError("interval must be 1 or more, skin 0 or more")
+        if self.calibrated is not None:
+            _ = self.ensemble.calibration  # whether it is there
         if self.threshold is None:
             return
         if not self.threshold > 0:
@@ -164,6 +170,8 @@ class EnsembleCalculator(Calculator):
                 f"evaluation {self.evaluations}: the model gives no finite energy or forces: the "
                 "atoms have flown apart or into each other; a smaller time step may help"
             ) from error
+        if self.calibrated is not None:
+            found = self.ensemble.calibration.apply(found, self.calibrated)
         return found.converted("eV")
 
     def _mover(self) -> Any:

@@ -20,6 +20,7 @@ from ensq.prediction import Prediction
 from ensq.trained import Members
 
 if TYPE_CHECKING:
+    from ensq.calibration.stored import Calibration
     from ensq.train.predicting import Predictor
 
 Progress = Callable[[int, int], None]
@@ -74,6 +75,23 @@ class LoadedEnsemble:
 
         return Predictor(self.members.results, self.dtype)
 
+    @cached_property
+    def calibration(self) -> Calibration:
+        """The factors that `ensq evaluate --store` has put into the export folder.
+
+        Raises UsageError if there are none, MismatchError if they are of other members.
+        """
+        from ensq.calibration import stored
+
+        if len(self) == 1:
+            raise UsageError("one member has no spread, so that there is nothing to calibrate")
+        if self.members.exported is None:
+            raise UsageError(
+                f"{self.members.name} has no export, where factors are kept: run `ensq finalize`, "
+                "then `ensq evaluate --store`"
+            )
+        return stored.read(self.members.exported, self.members.digests)
+
     def member(self, index: int) -> LoadedEnsemble:
         """One member alone, by its place. Raises UsageError if there is none."""
         if not 0 <= index < len(self):
@@ -116,6 +134,18 @@ class LoadedEnsemble:
         found = data.load(Path(path), settings, None, self.config.unit)
         return with_species(found, self.species_names, str(path))
 
+    def atoms(self, frames: data.Source | str | Path, index: int = 0) -> Any:
+        """A frame as ``ase.Atoms``: of ``read``, or of a data file.
+
+        Beads that are no elements are X, of mass 1, with their names in the array ``bead``.
+        """
+        from ensq.data.saving import atoms_of
+
+        source = self.read(frames) if isinstance(frames, str | Path) else frames
+        if not 0 <= index < source.n_frames:
+            raise UsageError(f"no frame {index}: there are 0 to {source.n_frames - 1}")
+        return atoms_of(source.take(np.array([index])), 0)
+
     def frames(self, R: Any, species: Any, *, mask: Any = None, cell: Any = None) -> data.Data:
         """Frames from arrays in Angstrom; see ``ensq.frames.from_arrays``."""
         return framing.from_arrays(R, species, names=self.species_names, mask=mask, cell=cell)
@@ -128,6 +158,7 @@ class LoadedEnsemble:
         members: bool = False,
         virial: bool = False,
         batch: int | None = None,
+        calibrated: str | None = None,
         progress: Progress = _silent,
     ) -> Prediction:
         """Means and spreads of energies and forces over the members.
@@ -139,15 +170,19 @@ class LoadedEnsemble:
             members: Keep the predictions of all members, too.
             virial: Work out the virials as well.
             batch: Frames at once; None: as memory allows.
+            calibrated: ``global``, ``imbalzano`` or ``noise``: with the stored factors.
             progress: Told how many frames are done, and of how many.
 
         Raises DataError for frames that the model can't take or gives no finite numbers for,
-        UsageError if there are not more members than ``ddof``.
+        UsageError for another ``ddof`` than 0 and 1, or if no such factors are stored.
         """
         source = self._source(frames)
+        calibration = None if calibrated is None else self.calibration
         parts = self.parts(
             source, ddof=ddof, members=members, virial=virial, batch=batch, progress=progress
         )
+        if calibration is not None and calibrated is not None:
+            parts = ((index, calibration.apply(part, calibrated)) for index, part in parts)
         return prediction.gather(parts, source.n_frames)
 
     def parts(

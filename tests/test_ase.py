@@ -4,22 +4,26 @@ when the members disagree."""
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
 import ase
+import jax
 import numpy as np
 import pytest
 from ase import Atoms, units
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.io import read as ase_read
 from ase.md.verlet import VelocityVerlet
-from export_tools import SPECIES, crowd
+from export_tools import ROOT, SPECIES, crowd, member, small
 from predict_tools import SEEDS, ensemble, export, quick_compiles, results
 
+from ensq import data
 from ensq.ase import EnsembleCalculator, UncertaintyExceeded
 from ensq.ensemble import LoadedEnsemble, load_ensemble
 from ensq.errors import DataError, EnsqError, UsageError
+from ensq.train.checkpoint import MemberResult
 from ensq.train.moving import Moving
 
 quick = pytest.fixture(scope="module", autouse=True)(quick_compiles)
@@ -314,6 +318,23 @@ def test_elements_are_known_by_their_symbols(loaded: LoadedEnsemble, tmp_path: P
         atoms.get_forces()
 
 
+def test_calibrated_spreads_are_held_against_the_threshold(loaded: LoadedEnsemble) -> None:
+    class Threefold:
+        def apply(self, found: Any, how: str) -> Any:
+            return dataclasses.replace(found, epsilon=3 * found.epsilon)
+
+    own = LoadedEnsemble(loaded.members, "float64")
+    with pytest.raises(UsageError, match="finalize"):
+        own.calculator(calibrated="global")
+    own.__dict__ |= {"calibration": Threefold(), "predictor": loaded.predictor}
+    atoms = beads()
+    plain = loaded.calculator().get_property("epsilon", atoms)
+    calculator = own.calculator(calibrated="global", threshold=2 * plain.max())
+    with pytest.raises(UncertaintyExceeded) as caught:
+        calculator.get_property("energy", atoms)
+    np.testing.assert_allclose(caught.value.epsilon, 3 * plain)
+
+
 def test_atoms_that_flew_apart_end_the_simulation(loaded: LoadedEnsemble) -> None:
     atoms = beads()
     atoms.calc = loaded.calculator()
@@ -348,3 +369,36 @@ def test_arrays_are_frames_too(loaded: LoadedEnsemble) -> None:
         loaded.predict([1, 2])
     with pytest.raises(DataError, match="no frames"):
         loaded.predict([])
+
+
+# -- the docs ----------------------------------------------------------------------------------
+
+
+def test_the_script_of_the_docs_runs_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With fewer steps, and members that were not trained."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "prediction.md").read_text(), re.S)
+    [script] = [block for block in blocks if "Langevin" in block]
+    data_file = ROOT / "data" / "ala2_allatom.npz"
+    config = small("allegro", "model.allegro.max_ell=0", "data.units.energy=eV")
+    whole = data.load(data_file, config.data, None, config.unit)
+    assert isinstance(whole, data.Data)
+    first = member(config, whole.take(np.arange(2)))
+    monkeypatch.chdir(tmp_path)
+    export(Path("runs/ala2_allatom/exported_models"), [first, nearly(first)])
+    Path("data").symlink_to(ROOT / "data")
+    assert script.count("20_000") == 1 and "interval=500" in script
+    exec(script.replace("20_000", "4").replace("interval=500", "interval=2"), {})
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in shown] == ["0", "2", "4"] and "eV/Angstrom" in shown[0]
+    assert Path("md.traj").exists() and not Path("uncertain.extxyz").exists()
+    exec(script.replace("threshold=0.3", "threshold=1e-9"), {})
+    assert "the members disagree here" in capsys.readouterr().out
+    assert ase_read("uncertain.extxyz").get_chemical_symbols().count("H") == 12
+
+
+def nearly(first: MemberResult) -> MemberResult:
+    """A member whose predictions are nearly the same."""
+    params = jax.tree_util.tree_map(lambda leaf: leaf * np.float32(1.0001), first.params)
+    return dataclasses.replace(first, seed=first.seed + 1, params=params)

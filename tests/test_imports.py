@@ -103,8 +103,8 @@ RULES: dict[str, frozenset[str]] = {
         "ensq.dynamics.molecules": "numpy scipy ensq.data ensq.dynamics",
         "ensq.simulation": "numpy ensq.errors ensq.npzfile ensq.rundir",
         "ensq.ensemble": (
-            "numpy ensq.ase ensq.config ensq.data ensq.errors ensq.frames ensq.prediction "
-            "ensq.trained ensq.train"
+            "numpy ensq.ase ensq.calibration ensq.config ensq.data ensq.errors ensq.frames "
+            "ensq.prediction ensq.trained ensq.train"
         ),
         "ensq.frames": "numpy ensq.data ensq.errors",
         "ensq.ase": (

@@ -23,6 +23,7 @@ from ensq.ensemble import LoadedEnsemble, load_ensemble
 from ensq.errors import UsageError
 from ensq.predicted import picking
 from ensq.predicted.running import Options, run
+from ensq.prediction import Prediction
 
 quick = pytest.fixture(scope="module", autouse=True)(quick_compiles)
 KCAL = 23.060547830619  # of an eV
@@ -118,7 +119,7 @@ def test_ase_reads_extended_xyz_back(
     for t, atoms in enumerate(found):
         real = frames.mask[t]
         np.testing.assert_allclose(
-            atoms.get_potential_energy(), energies[:, t].mean() / KCAL, rtol=1e-5
+            atoms.get_potential_energy(), energies[:, t].mean() / KCAL, atol=1e-5
         )
         np.testing.assert_allclose(atoms.get_forces(), forces[:, t].mean(0)[real] / KCAL, atol=1e-4)
         np.testing.assert_allclose(
@@ -287,6 +288,32 @@ def test_what_can_t_be_meant_is_refused_before_anything_is_computed(
     refused = command("models", "mixed.npz", *arguments)
     assert isinstance(refused.exception, UsageError) and says in str(refused.exception)
     assert sorted(folder.iterdir()) == before
+
+
+def test_calibrated_spreads_are_written_and_deviations_stay_as_they_are(
+    folder: Path, tmp_path: Path
+) -> None:
+    class Threefold:
+        def apply(self, found: Prediction, how: str) -> Prediction:
+            assert how == "global"
+            return dataclasses.replace(
+                found, forces_std=3 * found.forces_std, epsilon=3 * found.epsilon
+            )
+
+    own = load_ensemble(folder / "models")
+    with pytest.raises(UsageError, match="evaluate"):
+        run(own, folder / "mixed.npz", Options(calibrated="global"))
+    own.__dict__["calibration"] = Threefold()
+    one, devi = tmp_path / "one.npz", tmp_path / "devi.out"
+    plain_ones = run(own, folder / "mixed.npz", Options())
+    run(own, folder / "mixed.npz", Options(output=one, model_devi=devi, calibrated="global"))
+    with np.load(one) as found:
+        assert str(found["calibration"]) == "global"
+        np.testing.assert_allclose(found["epsilon_max"], 3 * plain_ones.per_frame.epsilon_max)
+    largest = np.loadtxt(devi)[:, 4] * KCAL
+    np.testing.assert_allclose(largest, plain_ones.per_frame.epsilon_max, rtol=1e-5)
+    direct = own.predict(folder / "mixed.npz", calibrated="global")
+    np.testing.assert_allclose(direct.epsilon_max, 3 * plain_ones.per_frame.epsilon_max)
 
 
 @pytest.mark.parametrize("ending", ["h5", "npz", "extxyz"])

@@ -89,6 +89,13 @@ _HERE = (
     show_default=True,
     help="Of the output: forces are in energy per this.",
 )
+@click.option(
+    "--calibrated",
+    type=click.Choice(["global", "imbalzano", "noise"]),
+    is_flag=False,
+    flag_value="global",
+    help="Scale spreads by the factors that `ensq evaluate --store` has fitted. Alone: global.",
+)
 @click.option("--batch", type=click.IntRange(1), metavar="N", help="Frames at once.")
 @click.option("--force", is_flag=True, help="Replace files that are there already.")
 @as_json
@@ -107,6 +114,7 @@ def predict(
     keys: tuple[str, ...],
     energy_unit: str | None,
     length_unit: str,
+    calibrated: str | None,
     batch: int | None,
     force: bool,
     json_: bool,
@@ -133,6 +141,7 @@ def predict(
         units=None if units is None else _units(units),
         keys=keys_of(keys),
         batch=batch,
+        calibrated=calibrated,
         force=force,
     )
     began = time.monotonic()
@@ -198,30 +207,30 @@ def lines(done: Done, options: Options) -> list[str]:
             "seeds"
         )
     else:
-        text.append(
-            f"spread over the members (standard deviations with ddof {about.ddof}, epsilon with 0):"
-        )
-        text += table(
-            ("", "median", "mean", "95 %", "99 %", "max", "frame", "unit"), _rows(done), (0,)
-        )
+        how = f"standard deviations with ddof {about.ddof}, epsilon with 0"
+        if about.calibration is not None:
+            how = f"calibrated: {about.calibration}"
+        text += [
+            f"spread over the members ({how}),",
+            f"energies in {about.energy_unit}, epsilon in {about.force_unit}:",
+        ]
+        text += table(("", "median", "mean", "95 %", "99 %", "max", "frame"), _rows(done), (0,))
     text += _picked(done, options)
     text += [f"wrote {path}" for path in done.written]
     return text
 
 
 def _rows(done: Done) -> list[list[str]]:
-    about = done.about
     names = {
-        "energy_std": ("energy", about.energy_unit),
-        "energy_std_per_bead": ("energy per bead", about.energy_unit),
-        "epsilon_max": ("largest epsilon", about.force_unit),
-        "epsilon_mean": ("mean epsilon", about.force_unit),
+        "energy_std": "energy",
+        "energy_std_per_bead": "energy per bead",
+        "epsilon_max": "largest epsilon",
+        "epsilon_mean": "mean epsilon",
     }
     rows = []
     for key, found in done.per_frame.summary().items():
-        name, unit = names[key]
         values = [f"{found[which]:#.3g}" for which in ("q50", "mean", "q95", "q99", "max")]
-        rows.append([name, *values, str(found["max_frame"]), unit])
+        rows.append([names[key], *values, str(found["max_frame"])])
     return rows
 
 

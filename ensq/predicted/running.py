@@ -83,7 +83,7 @@ def run(
         batch=options.batch,
         progress=progress,
     )
-    parts = seen.watch(_finished(raw.watch(plain), about))
+    parts = seen.watch(_finished(raw.watch(plain), ensemble, about))
     if options.output is None or options.select is not None:
         for _ in parts:
             pass
@@ -138,6 +138,8 @@ def check(ensemble: LoadedEnsemble, path: Path, options: Options) -> None:
         )
     if options.select is not None and options.members:
         raise UsageError("--members goes with predictions; with --select frames are written")
+    if len(ensemble) > 1 and options.calibrated is not None:
+        _ = ensemble.calibration  # whether it is there
     if len(ensemble) == 1:
         needs = [
             option
@@ -175,10 +177,12 @@ def _about(ensemble: LoadedEnsemble, options: Options) -> About:
     )
 
 
-def _finished(parts: Iterator[Part], about: About) -> Iterator[Part]:
-    """In the units of the output."""
+def _finished(parts: Iterator[Part], ensemble: LoadedEnsemble, about: About) -> Iterator[Part]:
+    """Calibrated if that is wanted, and in the units of the output."""
+    how = about.calibration
     for index, part in parts:
-        yield index, part.converted(about.energy_unit, about.length_unit)
+        found = part if how is None else ensemble.calibration.apply(part, how)
+        yield index, found.converted(about.energy_unit, about.length_unit)
 
 
 def _title(ensemble: LoadedEnsemble, path: Path) -> str:
