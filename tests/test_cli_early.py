@@ -146,7 +146,7 @@ def test_settings_that_do_nothing_are_hinted_at(overrides: list[str], words: str
 # -- results -----------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["include", "exclude"])
+@pytest.fixture(params=[pytest.param("include", marks=pytest.mark.slow), "exclude"])
 def ended(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     """Four trained members, of which the worst, seed 45, was stopped after its first epoch."""
     store, ensemble = with_losses(tmp_path, (3.0, 4.0, 5.0, 9.0))
@@ -219,6 +219,7 @@ def test_nothing_is_told_where_nobody_was_stopped(tmp_path: Path) -> None:
     assert stopped.lines(found) == []
 
 
+@pytest.mark.slow
 def test_real_members_end_on_a_plateau_and_train_on_when_resumed(tmp_path: Path) -> None:
     """With the real trainer, by the command line alone."""
     section = (
