@@ -268,9 +268,12 @@ def test_epsilon_above_its_limit_stops_a_replica(ensemble: LoadedEnsemble, folde
     found = run(ensemble, folder, max_epsilon=limit).simulation
     first = int(sound.epsilon_max[0].argmax())
     assert found.reasons[first].startswith("after 0 ps epsilon of bead ")
-    assert (
-        found.steps_done[first] == 0 and found.recorded[:, first].tolist() == [True] + [False] * 4
-    )
+    assert found.steps_done[first] == 0
+    assert found.recorded[:, first].tolist() == [True] + [False] * 4
+    # whoever else goes on is not touched by it
+    others = [k for k, why in enumerate(found.reasons) if not why]
+    assert others
+    assert (found.potential[:, others] == sound.potential[:, others]).all()
 
 
 def test_an_interrupted_run_keeps_what_there_is(ensemble: LoadedEnsemble, folder: Path) -> None:

@@ -352,6 +352,13 @@ def test_a_bead_that_moves_too_far_in_one_step_stops_its_replica() -> None:
     assert walk.done.tolist() == [0, 0] and (np.asarray(walk.md.position) == 0).all()
 
 
+def test_a_bead_that_outruns_its_neighbours_in_one_step_is_stopped_not_waited_for() -> None:
+    """New neighbours would be too old again, for ever."""
+    run = Run(free, settings(10.0, 0.0), np.zeros((2, 5, 3)))
+    run.layout = run.layout._replace(reach=jnp.asarray(1e-3))
+    assert run.on(2).reason.tolist() == [step.MOVED] * 2
+
+
 def test_old_neighbours_end_the_run_before_the_step_that_they_would_be_wrong_for() -> None:
     run = Run(free, settings(10.0, 0.0), np.zeros((2, 5, 3)))
     run.layout = run.layout._replace(reach=jnp.asarray(0.3))

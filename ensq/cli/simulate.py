@@ -181,6 +181,12 @@ def _how_it_went(found: Simulation) -> list[str]:
         lines += _wrapped(f"replica {number}: {why}", "  ", "    ")
     if len(stopped) > 8:
         lines.append(f"  … and {len(stopped) - 8} more (--json has all)")
+    if found.bond_limits:
+        seen = found.bonds[found.recorded & (found.bonds[..., 1] > 0)]
+        lines.append(
+            f"bonds: {seen[:, 0].min():.3g} to {seen[:, 1].max():.3g} Angstrom, allowed "
+            f"{found.bond_limits}"
+        )
     if found.ensemble_temperature is not None:
         error = "" if found.temperature_error is None else f" ± {found.temperature_error:.2g}"
         lines.append(
@@ -218,7 +224,10 @@ def _epsilons(found: Simulation) -> list[str]:
 
 def _distributions(found: Simulation) -> list[str]:
     if not found.distributions:
-        return ["distributions: none (nothing to compare, or periodic boundaries)"]
+        return [
+            f"distributions: none (nothing after the first {found.equilibration:g} ps, or periodic "
+            "boundaries)"
+        ]
     lines = [f"distributions against the data, the first {found.equilibration:g} ps left out:"]
     for molecule in dict.fromkeys(one.molecule for one in found.distributions):
         lines += _table([one for one in found.distributions if one.molecule == molecule], molecule)

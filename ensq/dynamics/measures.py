@@ -20,6 +20,7 @@ Array = NDArray[Any]
 Kind = Literal["bond", "angle", "dihedral", "distance", "rg"]
 
 BONDED = 1.25
+AVERAGED = 200  # frames, about, in the mean distance
 WIDEST = 0.25  # spread of the bonds, against their length, of what still is a chain
 APART = 4  # beads of a chain between whose distances others are looked at: i and i + 4
 
@@ -135,8 +136,9 @@ def _of_atoms(R: Array, real: Array, symbols: Sequence[str]) -> list[Coordinate]
 
     radius = np.array([covalent_radii[atomic_numbers[symbol]] for symbol in symbols])
     mean = np.zeros((len(real), len(real)))
-    for frame in R.astype(np.float64):
-        mean += np.linalg.norm(frame[:, None] - frame[None], axis=-1) / len(R)
+    some = R[:: max(1, len(R) // AVERAGED)].astype(np.float64)
+    for frame in some:
+        mean += np.linalg.norm(frame[:, None] - frame[None], axis=-1) / len(some)
     bonded = (mean < BONDED * (radius[:, None] + radius)) & real[:, None] & real
     np.fill_diagonal(bonded, False)
     pairs = np.argwhere(np.triu(bonded))

@@ -29,7 +29,7 @@ __all__ = ["REASONS", "Forces", "Layout", "Limits", "Settings", "Walk", "enable_
 # What stops a replica; the number is the code in ``Walk.reason``, 0 is nothing.
 REASONS = ("", "not finite", "moved", "bond", "energy", "temperature", "epsilon")
 NOT_FINITE, MOVED, BOND, ENERGY, TEMPERATURE, EPSILON = range(1, 7)
-FARTHEST = 1.0  # Angstrom that a bead may move in one step: thermal beads move a tenth of it
+FARTHEST = 1.0  # Angstrom that a bead may move in one step: thermal ones move a tenth of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +189,7 @@ def begin(
         shortest=zero,
         longest=zero,
     )
-    code, value, which, (shortest, longest) = _judged(walk, walk, beads, limits)
+    code, value, which, (shortest, longest) = _judged(walk, walk, beads, limits, jnp.inf)
     kinetic = kinetic_energy(walk, beads)
     return walk._replace(
         alive=code == 0,
@@ -266,13 +266,15 @@ def _step(
     md = moved(md)
     md = jax.vmap(lambda one: simulate.stochastic_step(one, bath.dt, bath.kT, bath.gamma))(md)
     md = moved(md)
-    jumped = _farthest(md.position, walk.md.position, beads) > FARTHEST
+    # Who moves further in one step than neighbours last has none to be found for: a jump as well.
+    farthest = jnp.minimum(FARTHEST, layout.reach)
+    jumped = _farthest(md.position, walk.md.position, beads) > farthest
     away = _farthest(md.position, layout.origin, beads) > layout.reach
     stale = (walk.alive & away & ~jumped).any()
     energy, force, epsilon = forces(md.position, beads, layout)
     md = jax.vmap(lambda one: simulate.momentum_step(one, half))(md.set(force=force))
     new = walk._replace(md=md, energy=energy, epsilon=epsilon)
-    code, value, which, (shortest, longest) = _judged(new, walk, beads, limits)
+    code, value, which, (shortest, longest) = _judged(new, walk, beads, limits, farthest)
     good = walk.alive & (code == 0)
     new = new._replace(
         done=walk.done + 1,
@@ -307,7 +309,7 @@ def _farthest(one: Array, other: Array, beads: Beads) -> Array:
 
 
 def _judged(
-    new: Walk, old: Walk, beads: Beads, limits: Limits
+    new: Walk, old: Walk, beads: Beads, limits: Limits, farthest: Any
 ) -> tuple[Array, Array, Array, tuple[Array, Array]]:
     """Why each replica is to be stopped: code, value, which bond or bead; its range of bonds."""
     jump = _farthest(new.md.position, old.md.position, beads)
@@ -320,7 +322,7 @@ def _judged(
     cold = (new.energy >= limits.energy_low) & (new.energy <= limits.energy_high)
     tests = (  # the first that holds counts
         (NOT_FINITE, ~finite, jnp.zeros_like(kinetic)),
-        (MOVED, jump > FARTHEST, jump),
+        (MOVED, jump > farthest, jump),
         (BOND, beyond, length),
         (ENERGY, ~cold, new.energy),
         (TEMPERATURE, kinetic > limits.kinetic, kinetic),
