@@ -239,7 +239,10 @@ def test_members_are_compared_before_they_are_finalized(tmp_path: Path) -> None:
 
 def test_decisions_and_their_evidence_are_told(tmp_path: Path) -> None:
     store, ensemble = with_rows(tmp_path, done=(12, 7, 3))
-    claim = claim_of(store.jobs(ensemble.id)[1])
+    claim, other = (claim_of(job) for job in store.jobs(ensemble.id)[1:])
+    plateau = {"rule": "plateau", "epoch": 9, "since": 4, "reference": 83.2}
+    told = json.dumps(plateau | {"settings": {"min_delta": 0.01}})
+    store.decide(other, rule="plateau", evidence=told, stop=False, min_members=2)
     evidence = json.dumps({"rule": "own", "loss": 1.23456, "others": [1, 2], "<b>": None})
     store.decide(claim, rule="own", evidence=evidence, stop=True, min_members=2)
     report = report_of(store, ensemble)
@@ -247,11 +250,31 @@ def test_decisions_and_their_evidence_are_told(tmp_path: Path) -> None:
     row = page.row("43", "7")
     assert row[2:4] == ["own", "stopped"]
     assert page.row("42", "running")[0] == "42"
-    (line,) = rows_of(report, "early")
+    assert page.row("44", "3")[2:4] == ["plateau", "would have been stopped"]
+    assert "no loss below 83.2 by 1 % since epoch 4, 5 epochs before" in page.row("44", "3")[5]
+    line = next(row for row in rows_of(report, "early") if row["rule"] == "own")
     assert (line["seed"], line["epoch"], line["rule"], line["evidence"]) == (
         *("43", "7", "own"),
         evidence,
     )
+
+
+def test_members_that_do_not_count_are_left_out_of_the_choice(tmp_path: Path) -> None:
+    store, ensemble = with_results(tmp_path, (4.0, 2.25, 3.0))
+    for sql in (
+        "UPDATE jobs SET early = 'sigma' WHERE seed = 43",
+        """UPDATE ensembles SET early_stopping = '{"statistics": "exclude"}'""",
+    ):
+        store._database.run(lambda c, sql=sql: c.exec_driver_sql(sql), write=True)
+    ensemble = store.ensembles()[0]
+    found = known.from_store(store, ensemble)
+    assert found.best is not None
+    assert found.best.seed == 44
+    assert found.digests == trained.from_store(store, ensemble).digests
+    report = build.make(found, [], "report")
+    page = Page(report.html)
+    assert page.row("43")[1] == "done (early: sigma), not counted"
+    assert [row["seed"] for row in rows_of(report, "differences")] == ["42", "44"]
 
 
 def test_without_early_stopping_it_is_said_to_be_off(tmp_path: Path) -> None:

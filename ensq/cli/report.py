@@ -63,8 +63,19 @@ def _look(name: str | None, db: str | None) -> tuple[Known, list[Content]]:
         ensemble = only_ensemble(store, name)
         found = known.from_store(store, ensemble)
         if found.exported is not None and len(found.finished) == len(found.members):
-            return found, []
+            return found, [html.prose(text) for text in _afterwards(found, db_hint(db))]
         return found, [html.prose(next_step(ensemble, store.jobs(ensemble.id), db_hint(db)))]
+
+
+def _afterwards(known: Known, hint: str) -> list[str]:
+    """What is left to do with an ensemble that is trained and exported."""
+    from ensq import simulation
+
+    command = f"ensq predict {known.name} data.npz -o predicted.npz{hint}"
+    steps = [f"`{command}`: energies and forces of other frames, with the members' spread"]
+    if not simulation.find(known.analysis):
+        steps.insert(0, f"`ensq simulate {known.name}{hint}`: is it stable in dynamics?")
+    return steps
 
 
 def _evaluated(known: Known, db: str | None) -> Known:

@@ -49,11 +49,11 @@ def find(known: Known) -> Choice | None:
 
     That of now takes frames in their order, since it does not look at the data for trajectories.
     """
-    seeds = {one.seed for one in known.finished}
+    seeds = {one.seed for one in known.counted}
     told = choice_of(known.metadata.get("comparison"))
     if told is not None and {one.seed for one in told.rows} == seeds:
         return told
-    members = [one for one in known.finished if one.result is not None]
+    members = [one for one in known.counted if one.result is not None]
     best = known.best
     if len(members) < 2 or best not in members:
         return None
@@ -110,7 +110,7 @@ def section(known: Known, choice: Choice | None) -> Section:
 
 
 def _missing(known: Known) -> Content:
-    if len(known.finished) < 2:
+    if len(known.counted) < 2:
         return html.missing("Members are compared as soon as two are trained.")
     return html.missing("There are too few validation frames to compare members by.")
 
@@ -203,8 +203,8 @@ def _table(choice: Choice) -> Content:
     marked = [place for place, one in enumerate(choice.rows) if one.seed == choice.best_seed]
     note = html.paragraph(
         "± is the standard error of the difference over the blocks; P(best) the share of "
-        "bootstrap draws "
-        "in which the member's loss is the lowest."
+        "bootstrap draws in which the member's loss is the lowest. Whether a member is told apart "
+        "is a test of all members together, which asks for more than an interval without 0."
     )
     table = html.table(head, rows, left=(4,), marked=marked, label="comparison of members")
     return html.join((table, note), "\n")

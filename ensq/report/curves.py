@@ -183,11 +183,8 @@ def _lines(axes: Any, known: Known, members: list[Member]) -> None:
     for place, one in enumerate(members):
         epochs = [record.epoch for record in one.history]
         losses = [record.val_loss for record in one.history]
-        style: dict[str, Any] = {
-            "color": GREY,
-            "lw": 0.6,
-            "alpha": max(0.12, min(0.7, 12 / len(members))),
-        }
+        style: dict[str, Any] = {"color": GREY, "lw": 0.9 if len(members) <= 20 else 0.6}
+        style["alpha"] = max(0.12, min(0.8, 14 / len(members)))
         if few:
             style = {
                 "color": SERIES[place],

@@ -166,6 +166,7 @@ def _draw_time(canvas: Any, narrow: bool, found: Simulation) -> None:
                 xytext=(-2, 2),
                 textcoords="offset points",
                 ha="right",
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.8},
             )
 
 

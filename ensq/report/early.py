@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ensq import early
 from ensq.jobs import Decision, Verdict
 from ensq.report import drawing, html
 from ensq.report.html import Content
@@ -64,7 +65,7 @@ def _row(one: Decision, seeds: dict[int, int]) -> tuple[Content, ...]:
         one.rule,
         VERDICTS[one.verdict],
         moment(one.time),
-        html.tag("span", in_words(one.evidence), class_="long"),
+        html.tag("span", in_words(one), class_="long"),
     )
 
 
@@ -81,8 +82,13 @@ def _line(one: Decision, seeds: dict[int, int]) -> tuple[Any, ...]:
     )
 
 
-def in_words(evidence: str) -> str:
-    """The names and numbers of a decision's evidence; long lists by their length."""
+def in_words(one: Decision) -> str:
+    """A decision in a sentence; of a rule that ensq does not know, the numbers by their names."""
+    sentence = early.in_words(one.verdict.value, one.evidence)
+    return _plainly(one.evidence) if sentence.endswith("can't be read") else sentence
+
+
+def _plainly(evidence: str) -> str:
     try:
         found = json.loads(evidence)
     except ValueError:

@@ -95,7 +95,7 @@ def _parity(report: Report, stem: str) -> Figure:
     arrays, made = report.arrays, report.evaluation
     kinds = [name for name in ("force", "energy") if f"scatter_{name}_predicted" in arrays]
     shown = [f"{len(arrays[f'scatter_{name}_label']):,} {_WORDS[name]}" for name in kinds]
-    moved = ""
+    moved = " Beside it the errors, and a normal distribution that is as wide."
     if "energy" in kinds:
         moved = " Energies are taken against the mean of the labels."
     return drawing.figure(
@@ -108,7 +108,7 @@ def _parity(report: Report, stem: str) -> Figure:
         f"number.{moved}",
         csv=drawing.as_csv(("quantity", "label", "predicted", "sigma"), _points(arrays, kinds)),
         height=430,
-        slim_height=340 * len(kinds),
+        slim_height=680,
     )
 
 
@@ -127,8 +127,8 @@ def _points(arrays: dict[str, Array], kinds: list[str]) -> list[tuple[Any, ...]]
 
 
 def _draw(canvas: Any, narrow: bool, report: Report, kinds: list[str]) -> None:
-    panels = drawing.panels(canvas, narrow, len(kinds))
-    for axes, name in zip(panels, kinds, strict=True):
+    panels = drawing.panels(canvas, narrow, 2)
+    for axes, name in zip(panels, kinds, strict=False):
         label = np.asarray(report.arrays[f"scatter_{name}_label"], np.float64)
         predicted = np.asarray(report.arrays[f"scatter_{name}_predicted"], np.float64)
         made = report.evaluation
@@ -142,6 +142,26 @@ def _draw(canvas: Any, narrow: bool, report: Report, kinds: list[str]) -> None:
         word = "force component" if name == "force" else "energy"
         axes.set_xlabel(f"label: {word} / {sign}")
         axes.set_ylabel(f"mean of the members / {sign}")
+    if len(kinds) == 1:
+        error = report.arrays["scatter_force_predicted"] - report.arrays["scatter_force_label"]
+        made = report.evaluation
+        sign = unit(f"{made.energy_unit}/{made.length_unit}")
+        _histogram(panels[1], np.asarray(error, np.float64), sign)
+
+
+def _histogram(axes: Any, error: Array, sign: str) -> None:
+    """Errors beside a normal distribution that is as wide."""
+    rms = float(np.sqrt(np.mean(error**2))) or 1.0
+    counts, edges = np.histogram(error, 60, (-4 * rms, 4 * rms))
+    shares = counts / (len(error) * (edges[1] - edges[0]))
+    axes.stairs(shares, edges, fill=True, color="#9ec5e0", label="errors")
+    x = np.linspace(-4 * rms, 4 * rms, 241)
+    normal = np.exp(-0.5 * (x / rms) ** 2) / (rms * np.sqrt(2 * np.pi))
+    axes.plot(x, normal, color=BLACK, ls="--", lw=1.2, label="normal")
+    axes.set_xlabel(f"error of a force component / {sign}")
+    axes.set_ylabel("probability density")
+    axes.set_ylim(0, 1.2 * max(shares.max(), normal.max()))
+    axes.legend(loc="upper right")
 
 
 def _parity_panel(canvas: Any, axes: Any, label: Array, predicted: Array) -> None:

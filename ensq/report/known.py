@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ensq import config as configuration
-from ensq import exports, selection, trained
+from ensq import exports, selection, stopped, trained
 from ensq.config import RunConfig, early
 from ensq.errors import EnsqError
 from ensq.jobs import Attempt, Decision, EpochRecord, Job, State, WorkerInfo
@@ -45,6 +45,7 @@ class Member:
     attempts: int
     tries: tuple[Attempt, ...]  # empty where the queue is not known
     error: str | None
+    counts: bool  # among the trained members; False for those that are not done
     result: MemberResult | None
     digest: str | None  # SHA-256 of the file of ``result``
 
@@ -87,11 +88,16 @@ class Known:
     def best(self) -> Member | None:
         """The member that the lowest validation loss makes the best, among those that are done;
         as long as none is, among all."""
-        return best_of([one for one in self.members if one.is_done]) or best_of(self.members)
+        return best_of(self.counted) or best_of(self.members)
 
     @property
     def finished(self) -> tuple[Member, ...]:
         return tuple(member for member in self.members if member.is_done)
+
+    @property
+    def counted(self) -> tuple[Member, ...]:
+        """Those that make the ensemble: done, unless a rule stopped them and they are left out."""
+        return tuple(member for member in self.members if member.counts)
 
     @property
     def results(self) -> tuple[MemberResult, ...]:
@@ -99,8 +105,8 @@ class Known:
 
     @property
     def digests(self) -> tuple[str, ...]:
-        """Of the files of ``results``."""
-        return tuple(one.digest or "" for one in self.members if one.result is not None)
+        """Of the files of the members that count."""
+        return tuple(one.digest or "" for one in self.counted)
 
     @property
     def energy_unit(self) -> str:
@@ -135,7 +141,8 @@ def from_store(store: Store, ensemble: Ensemble) -> Known:
     config = configuration.loads(ensemble.config)
     jobs = store.jobs(ensemble.id)
     notes: list[str] = []
-    members = tuple(_member(store, ensemble, job, notes) for job in jobs)
+    counted = _counted(ensemble, jobs)
+    members = tuple(_member(store, ensemble, job, job.id in counted, notes) for job in jobs)
     ids = {one.worker_id for member in members for one in member.tries}
     folder = exports.export_folder(store, ensemble, config, None)
     metadata = exports.recorded(folder)
@@ -231,12 +238,22 @@ def _absent(about: dict[str, Any], epochs: int) -> Member:
         attempts=0,
         tries=(),
         error=None if error is None else str(error),
+        counts=False,
         result=None,
         digest=None,
     )
 
 
-def _member(store: Store, ensemble: Ensemble, job: Job, notes: list[str]) -> Member:
+def _counted(ensemble: Ensemble, jobs: Sequence[Job]) -> set[int]:
+    """Jobs that count as trained; none if all of them were stopped and are left out."""
+    try:
+        found = stopped.counted(ensemble, [job for job in jobs if job.state is State.DONE])
+    except EnsqError:
+        return set()
+    return {job.id for job in found}
+
+
+def _member(store: Store, ensemble: Ensemble, job: Job, counts: bool, notes: list[str]) -> Member:
     result = None
     if job.state is State.DONE:
         try:
@@ -260,6 +277,7 @@ def _member(store: Store, ensemble: Ensemble, job: Job, notes: list[str]) -> Mem
         attempts=job.attempt,
         tries=tuple(store.attempts(job.id)),
         error=job.error,
+        counts=counts,
         result=result,
         digest=None if result is None else job.result_digest,
     )
@@ -284,6 +302,7 @@ def _of_result(result: MemberResult, digest: str, index: int, attempts: int) -> 
         attempts=attempts,
         tries=(),
         error=None,
+        counts=True,
         result=result,
         digest=digest,
     )

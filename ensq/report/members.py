@@ -71,7 +71,7 @@ def _row(known: Known, one: Member, best: Member | None, choice: Choice | None) 
         above = one.best_loss - best.best_loss
     row = [
         str(one.seed),
-        one.state,
+        one.state if one.counts or not one.is_done else f"{one.state}, not counted",
         plain(one.best_loss, 5),
         plain(one.loss_error, 2),
         NOTHING if above is None or one is best else signed(above, error),

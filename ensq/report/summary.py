@@ -63,7 +63,7 @@ def _members(known: Known) -> tuple[Content, Content]:
 
 
 def _lowest(known: Known, best: Member) -> tuple[Content, ...]:
-    losses = [one.best_loss for one in known.finished if one.best_loss is not None]
+    losses = [one.best_loss for one in known.counted if one.best_loss is not None]
     small = f"seed {best.seed}, epoch {best.best_epoch} of {best.epochs}"
     if len(losses) > 1:
         spread = with_error(float(np.mean(losses)), float(np.std(losses)), 5)
@@ -124,10 +124,10 @@ def _evaluated(found: Evaluation) -> list[Html]:
     if forces is not None and forces.spread is not None:
         inside = next(one for one in forces.spread.scores.coverage if one.sigmas == 1.0)
         small = (
-            f"of force errors, by the spread as it is; {percent(inside.nominal)} where it is a "
-            "good uncertainty"
+            f"of the members as it is; {percent(inside.nominal)} where the spread is a good "
+            "uncertainty"
         )
-        cards.append(_card("within one sigma", percent(inside.observed.value), small))
+        cards.append(_card("force errors within one sigma", percent(inside.observed.value), small))
     return cards
 
 

@@ -29,7 +29,7 @@ ENDS = {
     Outcome.EARLY: ("^", "stopped early"),
     Outcome.INTERRUPTED: ("|", "interrupted"),
     Outcome.LOST: ("x", "worker lost"),
-    Outcome.CRASH: ("X", "crashed"),
+    Outcome.CRASH: ("*", "crashed"),
     Outcome.FAILURE: ("v", "failed"),
     Outcome.BLOCKED: ("s", "host could not"),
     Outcome.CANCELLED: ("d", "cancelled"),
@@ -152,7 +152,9 @@ def _draw(canvas: Any, narrow: bool, known: Known, names: dict[str, str]) -> Non
         if one.outcome is not None:
             found.add(one.outcome)
             marker = ENDS[one.outcome][0]
-            axes.plot([left + length], [row], marker, color=BLACK, ms=5 if few else 2.5, zorder=5)
+            size = 2.5 if not few else 9.0 if marker in "|*" else 5.5
+            style = {"color": BLACK, "ms": size, "mew": 1.8 if marker in "|x" else 0.0, "zorder": 5}
+            axes.plot([left + length], [row], marker, **style)
     _dress(axes, known, few, total, unit, start)
     handles = [
         axes.plot([], [], ENDS[kind][0], color=BLACK, label=ENDS[kind][1])[0]
