@@ -196,7 +196,7 @@ def _table(choice: Choice) -> Content:
             NOTHING if one.seed == choice.best_seed else signed(one.difference, one.error),
             NOTHING if one.seed == choice.best_seed else interval(one.low, one.high),
             percent(one.probability),
-            "no" if one.same else "yes",
+            NOTHING if one.seed == choice.best_seed else "no" if one.same else "yes",
         )
         for one in choice.rows
     ]
