@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from msgspec import structs
 from train_tools import Listener, settings, task
 
 from ensq import config as configuration
@@ -68,6 +69,13 @@ def stopped_and_resumed(program: Any, folder: Path) -> None:
     train(program, *(task(folder, seed, attempt=2, resume=resume[seed]) for seed in (1, 2)))
 
 
+def ended_early(program: Any, folder: Path) -> None:
+    """The second member is to end after the first epoch; the first goes on alone."""
+    order = protocol.Order(rule="sigma", epoch=1)
+    told = train(program, task(folder, 1), structs.replace(task(folder, 2), order=order))
+    assert sorted(one.job_id for one in told.of(protocol.MemberDone)) == [1, 2]
+
+
 def spoil(program: Any) -> None:
     """Have one seed begin where no loss is finite."""
     fresh = program.new_member
@@ -98,11 +106,13 @@ def go_on(program: Any, folder: Path) -> None:
 
 
 def packs(folder: Path, company: channel.Company | None) -> Any:
-    """Train two members, and one beside one that diverges at once; the program."""
+    """Train two members, two of which one ends early, and one beside one that diverges at once;
+    the program."""
     program = prepared(folder, company, *SETTINGS)
     train(program, task(folder / "calm", 1), task(folder / "calm", 2))
     if company is not None:
         stopped_and_resumed(program, folder / "stopped")
+    ended_early(program, folder / "early")
     spoil(program)
     sick = train(program, task(folder / "spoilt", 1), task(folder / "spoilt", SPOILT))
     assert [one.kind for one in sick.of(protocol.MemberFailed)] == ["diverged"]

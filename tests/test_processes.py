@@ -176,6 +176,17 @@ def test_a_member_goes_on_alone_on_all_devices_of_two_processes(
     assert found.history[0, :5].tobytes() == first.history[0, :5].tobytes()
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_member_of_two_processes_ends_early_and_the_other_goes_on(
+    alone: Path, together: tuple[Path, Pair], seed: int
+) -> None:
+    folder, _ = together
+    found = result(folder / "early", seed)
+    assert_close(found, result(alone / "early", seed))
+    assert len(found.history) == (3 if seed == 1 else 1)
+    assert (found.early is None) == (seed == 1)
+
+
 def test_the_follower_writes_nothing_but_its_log(together: tuple[Path, Pair]) -> None:
     folder, _ = together
     assert not list((folder / "run").rglob("*.safetensors"))
