@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -121,6 +122,22 @@ def test_errors_by_species_and_place_are_those_of_their_beads(store_of: Any) -> 
     second = made.forces.frame >= 20
     mine = error[second & (made.forces.place == 3)]
     assert float(rows[8]["rmse"]) == pytest.approx(np.sqrt((mine**2).mean()))
+
+
+def test_each_evaluation_has_figures_of_its_own(store_of: Any) -> None:
+    store, ensemble = store_of
+    analysis = known.from_store(store, ensemble).analysis
+    found = evaluation.read(evaluation.of_folder(analysis)[0])
+    data = replace(found.evaluation.data, path='a b#1%"<i>.npz', validation=False)
+    evaluation.write(analysis, replace(found, evaluation=replace(found.evaluation, data=data)))
+    report = report_of(store, ensemble)
+    page = Page(report.html)
+    assert 'Frames of a b#1%"<i>.npz: 40' in page.words
+    links = [held["href"] for name, held in page.elements if name == "a" and "href" in held]
+    beside = [unquote(link) for link in links if link is not None and not link.startswith("#")]
+    assert 'report-parity-a b#1%"<i>.csv' in beside
+    assert set(beside) <= set(report.files)
+    assert len(set(beside)) == len(beside)
 
 
 def test_an_evaluation_of_other_members_is_not_used(store_of: Any) -> None:

@@ -6,6 +6,7 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from ensq.report.html import Content, Html, join, paragraph, tag
 
@@ -35,10 +36,8 @@ class Figure:
             tag("source", media=f"(max-width: {NARROW}px)", srcset=_inline(self.narrow)),
             tag("img", src=_inline(self.wide), alt=self.alt, decoding="async"),
         )
-        numbers = tag("span", "Numbers: ", tag("a", csv, href=csv), class_="numbers")
-        return tag(
-            "figure", picture, tag("figcaption", self.caption, " ", numbers), id=f"fig-{self.name}"
-        )
+        numbers = tag("span", "Numbers: ", tag("a", csv, href=quote(csv)), class_="numbers")
+        return tag("figure", picture, tag("figcaption", self.caption, " ", numbers))
 
 
 @dataclass(frozen=True, kw_only=True)
