@@ -54,16 +54,20 @@ class Guarded:
 def table(
     head: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = ()
 ) -> list[str]:
-    """Lines of a table, columns as wide as their widest cell; ``left`` ones are left-aligned."""
+    """Lines of a table, columns as wide as their widest cell; ``left`` ones are left-aligned.
+
+    Columns stand two places apart, or one where a terminal of 80 columns would break the lines.
+    """
     everything = [head, *rows]
     widths = [max(len(row[column]) for row in everything) for column in range(len(head))]
+    gap = "  " if sum(widths) + 2 * len(widths) <= 80 else " "
     lines = []
     for row in everything:
         cells = [
             cell.ljust(width) if column in left else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
-        lines.append(("  " + "  ".join(cells)).rstrip())
+        lines.append((gap + gap.join(cells)).rstrip())
     return lines
 
 

@@ -105,6 +105,8 @@ def show(done: Finalized, json_: bool) -> None:
 
 def lines(done: Finalized) -> list[str]:
     """The table of members, the statistics, and where the files are."""
+    import textwrap
+
     from ensq import stopped
     from ensq.text import table
 
@@ -137,7 +139,8 @@ def lines(done: Finalized) -> list[str]:
         units.append(f"forces in {energy}/Angstrom per component")
     if gammas.U:
         units.append(f"energies in {energy} per bead")
-    text.append(f"validation over {done.metadata['validation_frames']} frames; {', '.join(units)};")
+    frames = f"validation over {done.metadata['validation_frames']} frames"
+    text += textwrap.wrap(f"{frames}; {', '.join(units)};", 80, subsequent_indent="  ")
     text += _about_errors(done)
     if done.metadata["reference_force_rms"] is not None:
         rms = done.metadata["reference_force_rms"]
