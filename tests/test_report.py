@@ -61,8 +61,8 @@ def test_the_table_and_its_file_have_the_losses_of_the_database(half: Any) -> No
         above = "–" if best == lowest else signed(best - lowest)
         cells = page.row(str(seed), "running")
         assert cells[2] == plain(best, 5)
-        assert cells[4] == above
-        assert cells[6:] == [str(at), f"{epoch} of {epochs}", "1"]
+        assert cells[3] == above
+        assert cells[5:] == [str(at), f"{epoch} of {epochs}", "1"]
 
 
 def test_the_curves_file_has_each_epoch_of_the_database(half: Any) -> None:
@@ -196,7 +196,7 @@ def test_ensembles_of_any_size_are_drawn(tmp_path: Path, count: int) -> None:
     store, ensemble = with_rows(tmp_path, seeds=range(42, 42 + count), epochs=2)
     page = Page(report_of(store, ensemble).html)
     assert f"0 of {count} trained" in page.text
-    assert page.row("42", "running")[7:] == ["2 of 2", "1"]
+    assert page.row("42", "running")[6:] == ["2 of 2", "1"]
 
 
 def test_before_the_first_epoch_there_is_a_page(undrawn: None, tmp_path: Path) -> None:
@@ -273,7 +273,7 @@ def test_an_export_folder_alone_has_a_report(undrawn: None, trained: Any, tmp_pa
     found = known.from_members(members.from_store(store, ensemble), metadata, "exported")
     page = Page(build.make(found, [], "report").html)
     assert page.row("43", "done")[-1] == "5"
-    assert page.row("44", "failed")[2:] == ["–", "–", "–", "–", "", "–", "–", "0 of 12", "0"]
+    assert page.row("44", "failed")[2:] == ["–", "–", "–", "", "–", "–", "0 of 12", "0"]
     assert "An export folder does not tell who trained its members" in page.text
     assert "as its export folder tells" in page.text
 

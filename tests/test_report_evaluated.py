@@ -232,7 +232,8 @@ def test_which_may_be_the_best_is_told(tmp_path: Path) -> None:
     assert page.row("42", "+0.50 ± 0.11")[3:] == ["< 0.1 %", "yes"]
     assert "Seed 44 can't be told apart from seed 43" in page.text
     assert "expect 2.4000 (kcal/mol/Å)² of the best on new frames" in page.text
-    assert page.row("44", "done")[4:7] == ["+0.75 ± 0.11", "25 %", "="]
+    assert page.row("44", "done")[2:6] == ["3.00 ± 0.20", "+0.75 ± 0.11", "25 %", "="]
+    assert "± the standard error over 20 blocks of 2 consecutive frames" in page.text
     rows = rows_of(report, "differences")
     assert [float(row["probability_best"]) for row in rows] == [0.75, 0.2496, 0.0004]
 

@@ -76,7 +76,7 @@ def _sections(known: Known, steps: Sequence[Content]) -> list[tuple[str, Callabl
     found = evaluated.find(known)
     choice = chosen.find(known)
     return [
-        (summary.TITLE, lambda: summary.section(known, steps, found.validation)),
+        (summary.TITLE, lambda: summary.section(known, steps, found.validation, choice)),
         (curves.TITLE, lambda: curves.section(known)),
         (members.TITLE, lambda: members.section(known, choice)),
         (chosen.TITLE, lambda: chosen.section(known, choice)),

@@ -8,7 +8,7 @@ from typing import Any
 from ensq.report import drawing, html
 from ensq.report.drawing import BLACK, BLUE, GREY
 from ensq.report.html import Content
-from ensq.report.known import Known
+from ensq.report.known import Known, Member
 from ensq.report.numbers import NOTHING, interval, percent, plain, signed
 from ensq.report.page import Figure, Section
 
@@ -61,6 +61,13 @@ def find(known: Known) -> Choice | None:
 
     results, indices = [one.result for one in members if one.result], [one.index for one in members]
     return choice_of(choosing.comparison_of(results, indices, members.index(best), None))
+
+
+def loss_error(member: Member, choice: Choice | None) -> float | None:
+    """The standard error of a member's loss: by blocks where members were compared, else over
+    frames taken as independent."""
+    found = None if choice is None else choice.of(member.seed)
+    return member.loss_error if found is None else found.loss_error
 
 
 def choice_of(told: Any) -> Choice | None:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from ensq.report import drawing, html
-from ensq.report.chosen import Choice
+from ensq.report.chosen import Choice, loss_error
 from ensq.report.html import Content
 from ensq.report.known import Known, Member
-from ensq.report.numbers import NOTHING, percent, plain, signed
+from ensq.report.numbers import NOTHING, percent, plain, signed, with_error
 from ensq.report.page import Section
 
 ANCHOR, TITLE = "members", "Members"
@@ -30,12 +30,9 @@ def section(known: Known, choice: Choice | None = None) -> Section:
     parts: list[Content] = [
         html.paragraph(
             f"Validation losses{unit} of each member's best epoch, the parameters that are "
-            "exported, ",
-            "with standard errors over validation frames taken as independent. Frames of one "
-            "trajectory are correlated, so that the true errors are larger; they are also nearly "
-            "the "
-            "same for all members, since all are validated on the same frames: differences are "
-            "known better than losses.",
+            f"exported, ± the standard error over {_over(choice)}. All members are validated on "
+            "the same frames, so that these errors are nearly the same for all of them: "
+            "differences are known better than losses.",
         ),
         html.table(head, rows, left=left, marked=marked, label="members"),
     ]
@@ -51,9 +48,19 @@ def section(known: Known, choice: Choice | None = None) -> Section:
     return Section(anchor=ANCHOR, title=TITLE, body=tuple(parts), tables=((ANCHOR, csv),))
 
 
+def _over(choice: Choice | None) -> str:
+    """What standard errors of losses are taken over."""
+    if choice is None:
+        return (
+            "validation frames taken as independent (frames of one trajectory are correlated, and "
+            "true errors larger)"
+        )
+    return choice.blocks
+
+
 def _head(known: Known, choice: Choice | None) -> tuple[list[str], tuple[int, ...]]:
     gammas = known.config.training.gammas
-    head = ["seed", "state", "loss", "s.e.", "above the best"]
+    head = ["seed", "state", "loss", "above the best"]
     if choice is not None:
         head += ["P(best)", "="]
     if gammas.F:
@@ -72,8 +79,7 @@ def _row(known: Known, one: Member, best: Member | None, choice: Choice | None) 
     row = [
         str(one.seed),
         one.state if one.counts or not one.is_done else f"{one.state}, not counted",
-        plain(one.best_loss, 5),
-        plain(one.loss_error, 2),
+        with_error(one.best_loss, loss_error(one, choice), 5),
         NOTHING if above is None or one is best else signed(above, error),
     ]
     if choice is not None:
@@ -108,7 +114,7 @@ def _csv(known: Known, choice: Choice | None) -> tuple[Sequence[str], list[Seque
             one.seed,
             one.state,
             one.best_loss,
-            one.loss_error,
+            loss_error(one, choice),
             one.best_epoch,
             one.rmse_force,
             one.rmse_energy,

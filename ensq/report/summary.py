@@ -13,6 +13,7 @@ from ensq.calibration.figures import LEVEL
 from ensq.calibration.figures import Figure as Value
 from ensq.evaluation import Evaluation
 from ensq.report import html
+from ensq.report.chosen import Choice, loss_error
 from ensq.report.evaluated import unit
 from ensq.report.html import Content, Html
 from ensq.report.known import Known, Member
@@ -23,20 +24,23 @@ ANCHOR, TITLE = "summary", "Summary"
 
 
 def section(
-    known: Known, steps: Sequence[Content], validation: Evaluation | None = None
+    known: Known,
+    steps: Sequence[Content],
+    validation: Evaluation | None = None,
+    choice: Choice | None = None,
 ) -> Section:
-    parts: list[Content] = [_cards(known, validation), html.paragraph(_trained(known))]
+    parts: list[Content] = [_cards(known, validation, choice), html.paragraph(_trained(known))]
     parts += [html.paragraph(html.prose(note), class_="note") for note in known.notes]
     if steps:
         parts += [html.tag("h3", "What to do next"), html.items(steps)]
     return Section(anchor=ANCHOR, title=TITLE, body=tuple(parts))
 
 
-def _cards(known: Known, validation: Evaluation | None) -> Content:
+def _cards(known: Known, validation: Evaluation | None, choice: Choice | None) -> Content:
     cards = [_card("members", *_members(known))]
     best = known.best
     if best is not None and best.best_loss is not None:
-        cards.append(_card("lowest validation loss", *_lowest(known, best)))
+        cards.append(_card("lowest validation loss", *_lowest(known, best, choice)))
         if validation is None:
             cards += _errors(known, best)
     cards += _mean(known) if validation is None else _evaluated(validation)
@@ -62,13 +66,14 @@ def _members(known: Known) -> tuple[Content, Content]:
     return f"{done} of {whole} trained", ", ".join(filter(None, (others, share)))
 
 
-def _lowest(known: Known, best: Member) -> tuple[Content, ...]:
+def _lowest(known: Known, best: Member, choice: Choice | None) -> tuple[Content, ...]:
     losses = [one.best_loss for one in known.counted if one.best_loss is not None]
     small = f"seed {best.seed}, epoch {best.best_epoch} of {best.epochs}"
     if len(losses) > 1:
         spread = with_error(float(np.mean(losses)), float(np.std(losses)), 5)
         small += f"; mean ± std of {len(losses)} members: {spread}"
-    return _with_unit(with_error(best.best_loss, best.loss_error, 5), known.loss_unit), small
+    loss = with_error(best.best_loss, loss_error(best, choice), 5)
+    return _with_unit(loss, known.loss_unit), small
 
 
 def _errors(known: Known, best: Member) -> list[Html]:
