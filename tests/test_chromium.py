@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
+import shutil
 import subprocess
 import sys
 import time
@@ -136,23 +136,26 @@ def test_wrong_expressions_files_and_commands_are_refused(
         pass
 
 
-def test_it_ends_with_the_tests_however_they_end(tmp_path: Path) -> None:
+def test_it_ends_with_the_tests_however_they_end() -> None:
     chromium.require()
-    program = "import chromium, time; b = chromium.Browser(); print(1, flush=True); time.sleep(60)"
+    program = (
+        "import chromium as c, time; b = c.Browser(); print(b.folder, flush=True); time.sleep(60)"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", program],
         cwd=Path(__file__).parent,
-        env=os.environ | {"TMPDIR": str(tmp_path)},
         stdout=subprocess.PIPE,
+        text=True,
     ) as owner:
         assert owner.stdout is not None
-        owner.stdout.readline()
-        assert running(tmp_path)
+        folder = Path(owner.stdout.readline().strip())
+        assert running(folder)
         owner.kill()
     deadline = time.monotonic() + 20
-    while running(tmp_path) and time.monotonic() < deadline:
+    while running(folder) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert running(tmp_path) == []
+    assert running(folder) == []
+    shutil.rmtree(folder)
 
 
 def running(folder: Path) -> list[bytes]:

@@ -375,3 +375,12 @@ def test_ase_is_loaded_for_xyz_files_only(tmp_path: Path) -> None:
             cwd=Path(__file__).parent,
         )
         assert ran.stdout.strip() == expected, ran.stderr
+
+
+def test_a_refused_file_is_closed_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "d.xyz"
+    file.write_text("1\nProperties=species:S:1:pos:R:-3\nH 0 0 0\n")
+    with pytest.raises(DataError) as refused:
+        load(file)
+    held = [link for link in Path("/proc/self/fd").iterdir() if link.resolve() == file.resolve()]
+    assert held == [], refused.value

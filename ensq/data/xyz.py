@@ -6,7 +6,8 @@ import gzip
 import io
 import sys
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -55,7 +56,8 @@ def read(path: Path, keys: KeysConfig, gammas: GammasConfig, *, labels: bool = T
     Labels that only some frames have are an error if their weight in the loss is not 0, and are
     left out otherwise. Those that ``keys`` name must be there, unless ``labels`` is False.
     """
-    frames = [_parse(path, place, block) for place, block in enumerate(_blocks(path))]
+    with closing(_blocks(path)) as blocks:
+        frames = [_parse(path, place, block) for place, block in enumerate(blocks)]
     if not frames:
         raise DataError(f"{path}: holds no frame")
     if not labels:  # a label must be in all frames to count
@@ -108,7 +110,7 @@ def refuse_single_atoms(path: Path, sizes: Array) -> None:
 # -- frames ------------------------------------------------------------------------------------
 
 
-def _blocks(path: Path) -> Iterator[str]:
+def _blocks(path: Path) -> Generator[str, None, None]:
     """The text of each frame. Blank lines between frames are skipped, where ASE would stop."""
     try:
         with _open(path) as file:
