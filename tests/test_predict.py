@@ -9,15 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import msgspec
 import numpy as np
 import pytest
 from ase.io import read as ase_read
 from click.testing import CliRunner, Result
 from export_tools import SPECIES, crowd
-from predict_tools import SEEDS, export, mixed, quick_compiles, results, singly, write_data
+from predict_tools import (
+    SEEDS,
+    ensemble,
+    export,
+    mixed,
+    quick_compiles,
+    results,
+    singly,
+    write_data,
+)
 
+from ensq import config as configuration
 from ensq.cli import cli
-from ensq.config.structs import DataConfig, UnitsConfig
+from ensq.cli import predict as predict_cli
+from ensq.config.structs import DataConfig, GammasConfig, UnitsConfig
 from ensq.data import load
 from ensq.ensemble import LoadedEnsemble, load_ensemble
 from ensq.errors import UsageError
@@ -77,7 +89,7 @@ def test_an_npz_file_has_all_that_was_predicted(
             *("energy_mean", "energy_std", "forces_mean", "forces_std", "epsilon"),
             *("epsilon_max", "epsilon_mean", "epsilon_min", "energies", "forces", "mask"),
             *("species", "species_names", "seeds", "digests", "ensemble", "ddof"),
-            *("energy_unit", "force_unit", "ensq_version"),
+            *("energy_unit", "force_unit", "ensq_version", "energies_trained"),
         }
         np.testing.assert_allclose(found["energy_mean"], energies.mean(0), atol=1e-4)
         np.testing.assert_allclose(found["forces"], forces, atol=1e-3)
@@ -353,3 +365,19 @@ def test_labels_that_the_training_named_need_not_be_there(tmp_path: Path) -> Non
     )
     settings = loaded.config.data
     assert load(tmp_path / "bare.xyz", settings, None, "kcal/mol").F is None
+
+
+def test_energies_that_were_not_trained_are_told(folder: Path, loaded: LoadedEnsemble) -> None:
+    """Their constants differ from member to member: their spread says nothing of a frame."""
+    done = plain(Options(), folder, loaded)
+    assert not done.about.plain()["energies_trained"]
+    assert any("not trained" in line for line in predict_cli.lines(done, Options()))
+    with pytest.raises(UsageError, match="--by energy: energies were not trained"):
+        plain(Options(select=2, by="energy"), folder, loaded)
+    config = configuration.loads(loaded.members.results[0].config)
+    training = msgspec.structs.replace(config.training, gammas=GammasConfig(F=1.0, U=0.1))
+    text = configuration.dumps(msgspec.structs.replace(config, training=training))
+    knowing = ensemble([dataclasses.replace(one, config=text) for one in loaded.members.results])
+    done = plain(Options(select=2, by="energy"), folder, knowing)
+    assert done.about.energies_trained
+    assert not any("not trained" in line for line in predict_cli.lines(done, Options()))

@@ -215,6 +215,11 @@ def lines(done: Done, options: Options) -> list[str]:
             f"energies in {about.energy_unit}, epsilon in {about.force_unit}:",
         ]
         text += table(("", "median", "mean", "95 %", "99 %", "max", "frame"), _rows(done), (0,))
+        if not about.energies_trained:
+            text += [
+                "energies were not trained (gammas.U is 0): those of each member have a constant",
+                "of their own, and their spread is that of the constants above all",
+            ]
     text += _picked(done, options)
     text += [f"wrote {path}" for path in done.written]
     return text

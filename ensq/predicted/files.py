@@ -34,6 +34,8 @@ class About:
     energy_unit: str
     length_unit: str
     calibration: str | None  # how the spreads were scaled; None: not at all
+    # Without, each member's energies have a constant of their own.
+    energies_trained: bool
     version: str  # of ensq
 
     @property
@@ -53,6 +55,7 @@ class About:
             "ddof": self.ddof,
             "energy_unit": self.energy_unit,
             "force_unit": self.force_unit,
+            "energies_trained": self.energies_trained,
             "ensq_version": self.version,
         }
         return found if self.calibration is None else found | {"calibration": self.calibration}

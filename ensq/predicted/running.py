@@ -117,6 +117,10 @@ def run(
     )
 
 
+def _energies_trained(ensemble: LoadedEnsemble) -> bool:
+    return bool(ensemble.config.training.gammas.U)
+
+
 def check(ensemble: LoadedEnsemble, path: Path, options: Options) -> None:
     """Raise UsageError for what would only be noticed after all was computed."""
     check_outputs(path, options.outputs)
@@ -135,6 +139,11 @@ def check(ensemble: LoadedEnsemble, path: Path, options: Options) -> None:
         raise UsageError(
             f"-o {options.output}: extended XYZ files are in Angstrom: leave --length-unit out, or "
             "write .npz or .h5"
+        )
+    if options.select is not None and options.by == "energy" and not _energies_trained(ensemble):
+        raise UsageError(
+            "--by energy: energies were not trained (training.gammas.U is 0), so that the members' "
+            "differ by constants of no meaning: use --by max or --by mean"
         )
     if options.select is not None and options.members:
         raise UsageError("--members goes with predictions; with --select frames are written")
@@ -173,6 +182,7 @@ def _about(ensemble: LoadedEnsemble, options: Options) -> About:
         energy_unit=options.energy_unit or ensemble.energy_unit,
         length_unit=options.length_unit,
         calibration=options.calibrated,
+        energies_trained=_energies_trained(ensemble),
         version=ensq.__version__,
     )
 
