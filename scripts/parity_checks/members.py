@@ -24,6 +24,9 @@ class Silent:
     def dropped(self) -> frozenset[int]:
         return frozenset()
 
+    def finishing(self) -> dict[int, str]:
+        return {}
+
     def send(self, message: protocol.Message) -> None:
         if isinstance(message, protocol.MemberFailed):
             raise AssertionError(message.message)
