@@ -116,7 +116,7 @@ class EnsembleCalculator(Calculator):
         if not (self.interval >= 1 and 0 <= self.skin < np.inf):
             raise UsageError("interval must be 1 or more, skin 0 or more")
         if self.calibrated is not None:
-            _ = self.ensemble.calibration  # whether it is there
+            self.ensemble.calibration.check(self.calibrated)
         if self.threshold is None:
             return
         if not self.threshold > 0:

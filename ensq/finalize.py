@@ -6,19 +6,22 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ensq import choosing, exports, metadata, stopped
 from ensq import config as configuration
 from ensq.config import RunConfig
 from ensq.errors import EnsqError
-from ensq.exports import METADATA, Options, Say
+from ensq.exports import METADATA, Exported, Options, Say
 from ensq.jobs import Ensemble, Job, State
 from ensq.metadata import MemberReport
 from ensq.publish import publish
 from ensq.rundir import sha256
 from ensq.selection import EnsembleStatistics
 from ensq.store import Store
+
+if TYPE_CHECKING:
+    from ensq.train.checkpoint import MemberResult
 
 __all__ = ["METADATA", "Finalized", "MemberReport", "finalize"]
 
@@ -96,16 +99,9 @@ def finalize(
         metadata.report_of(job, result, config) for job, result in zip(done, results, strict=True)
     )
     statistics = metadata.statistics_of(members)
-    chosen = _chosen(config, options, members, statistics.best)
-    sources = exports.sources_of(chosen, done, config, options)
-    exported = exports.exported_before(folder, sources)
-    if exported is None:
-        frames = exports.validation_frames(store, ensemble, config, results[0])
-        exported = exports.make(frames, config, options, results, chosen, say)
-        exported.about["comparison"] = choosing.comparison_of(
-            results, [job.index for job in done], statistics.best, frames.replica
-        )
-        exported.files.update(exports.all_members(config, results, [job.index for job in done]))
+    exported, sources = _exported(
+        store, ensemble, config, options, folder, _Trained(done, results, members), say
+    )
     told = metadata.metadata_of(ensemble, config, options, members, results, missing)
     told |= {**exported.about, **sources, "early_stopping": about_stopped}
     told["member_files"] = exports.member_names(config, [job.index for job in done])
@@ -124,6 +120,38 @@ def finalize(
         files=tuple(sorted(files)),
         metadata=told,
     )
+
+
+class _Trained(NamedTuple):
+    """The members that count, in their order."""
+
+    jobs: Sequence[Job]
+    results: Sequence[MemberResult]
+    reports: Sequence[MemberReport]
+
+
+def _exported(
+    store: Store,
+    ensemble: Ensemble,
+    config: RunConfig,
+    options: Options,
+    folder: Path,
+    trained: _Trained,
+    say: Say,
+) -> tuple[Exported, dict[str, Any]]:
+    """The exports and what they are made from; those in the folder if they are of the same."""
+    best = metadata.statistics_of(trained.reports).best
+    chosen = _chosen(config, options, trained.reports, best)
+    sources = exports.sources_of(chosen, trained.jobs, config, options)
+    before = exports.exported_before(folder, sources)
+    if before is not None:
+        return before, sources
+    results, indices = trained.results, [job.index for job in trained.jobs]
+    frames = exports.validation_frames(store, ensemble, config, results[0])
+    made = exports.make(frames, config, options, results, chosen, say)
+    made.about["comparison"] = choosing.comparison_of(results, indices, best, frames.replica)
+    made.files.update(exports.all_members(config, results, indices))
+    return made, sources
 
 
 def _refuse_incomplete(

@@ -322,6 +322,9 @@ def test_elements_are_known_by_their_symbols(loaded: LoadedEnsemble, tmp_path: P
 
 def test_calibrated_spreads_are_held_against_the_threshold(loaded: LoadedEnsemble) -> None:
     class Threefold:
+        def check(self, how: str) -> None:
+            assert how == "global"
+
         def apply(self, found: Any, how: str) -> Any:
             return dataclasses.replace(found, epsilon=3 * found.epsilon)
 

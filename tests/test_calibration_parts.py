@@ -307,5 +307,8 @@ def test_a_factor_that_is_not_there_and_other_members_are_refused(predicted: Pre
         known.apply(predicted, "imbalzano")
     with pytest.raises(UsageError, match="no factor 'best'"):
         known.apply(predicted, "best")
+    with pytest.raises(UsageError, match="no factor 'best'"):
+        known.check("best")
+    known.check("global")
     with pytest.raises(MismatchError, match="the prediction is by"):
         known.apply(dataclasses.replace(predicted, seeds=(7, 8, 9)), "global")

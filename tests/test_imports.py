@@ -78,7 +78,7 @@ RULES: dict[str, frozenset[str]] = {
         # These alone call ensq.train from outside: they export what was trained.
         "ensq.finalize": (
             "ensq.choosing ensq.config ensq.errors ensq.exports ensq.jobs ensq.metadata "
-            "ensq.publish ensq.rundir ensq.selection ensq.store ensq.stopped"
+            "ensq.publish ensq.rundir ensq.selection ensq.store ensq.stopped ensq.train"
         ),
         "ensq.choosing": ("numpy ensq.comparison ensq.config ensq.resampling ensq.text ensq.train"),
         "ensq.stopped": "ensq.config ensq.errors ensq.jobs ensq.selection ensq.store",

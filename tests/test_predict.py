@@ -306,6 +306,10 @@ def test_calibrated_spreads_are_written_and_deviations_stay_as_they_are(
     folder: Path, tmp_path: Path
 ) -> None:
     class Threefold:
+        def check(self, how: str) -> None:
+            if how != "global":
+                raise UsageError(f"no factor {how!r}")
+
         def apply(self, found: Prediction, how: str) -> Prediction:
             assert how == "global"
             return dataclasses.replace(
@@ -316,6 +320,8 @@ def test_calibrated_spreads_are_written_and_deviations_stay_as_they_are(
     with pytest.raises(UsageError, match="evaluate"):
         run(own, folder / "mixed.npz", Options(calibrated="global"))
     own.__dict__["calibration"] = Threefold()
+    with pytest.raises(UsageError, match="no factor 'noise'"):  # before anything is computed
+        run(own, folder / "mixed.npz", Options(calibrated="noise"))
     one, devi = tmp_path / "one.npz", tmp_path / "devi.out"
     plain_ones = run(own, folder / "mixed.npz", Options())
     run(own, folder / "mixed.npz", Options(output=one, model_devi=devi, calibrated="global"))

@@ -58,7 +58,10 @@ def test_scans_do_find_a_password(tmp_path: Path) -> None:
     """The control of the others."""
     (tmp_path / "log").write_text(f"x{CANARY}x")
     assert in_files(tmp_path) == [str(tmp_path / "log")]
-    with subprocess.Popen(["sh", "-c", "read x", CANARY], stdin=subprocess.PIPE):
+    pipe = subprocess.PIPE
+    with subprocess.Popen(["sh", "-c", "echo; read x", CANARY], stdin=pipe, stdout=pipe) as child:
+        assert child.stdout is not None
+        child.stdout.readline()  # before it runs, its command line may still be empty
         assert in_process_list()
 
 

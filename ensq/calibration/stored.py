@@ -36,6 +36,12 @@ class Calibration:
         """The ways that there are factors of, for the forces."""
         return () if self.report.forces is None else tuple(_there(self.report.forces))
 
+    def check(self, how: str) -> None:
+        """Raise UsageError unless there are such factors, before anything is computed for them."""
+        for fitted, what in ((self.report.forces, "forces"), (self.report.energy, "energies")):
+            if fitted is not None:
+                _factor(fitted, how, what)
+
     def apply(self, prediction: Prediction, how: str) -> Prediction:
         """The prediction with calibrated spreads: sqrt(alpha^2 sigma^2 + noise^2).
 

@@ -148,7 +148,7 @@ def check(ensemble: LoadedEnsemble, path: Path, options: Options) -> None:
     if options.select is not None and options.members:
         raise UsageError("--members goes with predictions; with --select frames are written")
     if len(ensemble) > 1 and options.calibrated is not None:
-        _ = ensemble.calibration  # whether it is there
+        ensemble.calibration.check(options.calibrated)
     if len(ensemble) == 1:
         needs = [
             option
