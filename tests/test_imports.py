@@ -121,10 +121,11 @@ RULES: dict[str, frozenset[str]] = {
         ),
         # Reports: pages and figures (matplotlib is imported when one is drawn).
         "ensq.report": (
-            "ensq ensq.calibrating ensq.calibration ensq.choosing ensq.config ensq.early "
-            "ensq.ensemble ensq.errors ensq.evaluating ensq.evaluation ensq.exports ensq.jobs "
-            "ensq.observing ensq.progress ensq.report ensq.rundir ensq.selection ensq.simulation "
-            "ensq.stopped ensq.store ensq.text ensq.train ensq.trained matplotlib numpy"
+            "ensq ensq.calibrating ensq.calibration ensq.choosing ensq.config ensq.dynamics "
+            "ensq.early ensq.ensemble ensq.errors ensq.evaluating ensq.evaluation ensq.exports "
+            "ensq.jobs ensq.observing ensq.progress ensq.report ensq.rundir ensq.selection "
+            "ensq.simulation ensq.stopped ensq.store ensq.text ensq.train ensq.trained matplotlib "
+            "numpy"
         ),
         # Errors and uncertainty: figures are arrays in, values out.
         "ensq.calibration": (

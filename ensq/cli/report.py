@@ -10,6 +10,7 @@ import click
 from ensq.cli.common import database, db_hint, only_ensemble, url_of
 
 if TYPE_CHECKING:
+    from ensq.dynamics.given import Given
     from ensq.report.html import Content
     from ensq.report.known import Known
 
@@ -27,8 +28,23 @@ if TYPE_CHECKING:
     default=True,
     help="Evaluate the validation frames first, if that was not done. Default: yes.",
 )
+@click.option(
+    "--trajectory",
+    "trajectories",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A trajectory of LAMMPS, ASE or others, in a format of data.path: its bonds, angles and "
+    "dihedrals against those of the data. May be repeated.",
+)
 @database
-def report(name: str | None, output: Path | None, evaluate: bool, db: str | None) -> None:
+def report(
+    name: str | None,
+    output: Path | None,
+    evaluate: bool,
+    trajectories: tuple[Path, ...],
+    db: str | None,
+) -> None:
     """A page of HTML about an ensemble, also while it is being trained.
 
     One file that needs no network: summary, loss curves, members, errors and their spread,
@@ -40,8 +56,11 @@ def report(name: str | None, output: Path | None, evaluate: bool, db: str | None
     known, steps = _look(name, db)
     if evaluate:
         known = _evaluated(known, db)
+    given = _given(known, trajectories, db)
     path = build.default_path(known) if output is None else output.absolute()
-    made = build.make(known, steps, path.stem, lambda text: click.echo(f"{text} …", err=True))
+    made = build.make(
+        known, steps, path.stem, lambda text: click.echo(f"{text} …", err=True), given
+    )
     written = build.write(made, path, own=output is None)
     here = Path.cwd()
     shown = path.relative_to(here) if path.is_relative_to(here) else path
@@ -76,6 +95,26 @@ def _afterwards(known: Known, hint: str) -> list[str]:
     if not simulation.find(known.analysis):
         steps.insert(0, f"`ensq simulate {known.name}{hint}`: is it stable in dynamics?")
     return steps
+
+
+def _given(known: Known, paths: tuple[Path, ...], db: str | None) -> list[Given]:
+    """The trajectories, compared with the training's data."""
+    if not paths:
+        return []
+    from ensq.dynamics.given import compared
+    from ensq.ensemble import LoadedEnsemble
+    from ensq.errors import UsageError
+    from ensq.trained import find
+
+    if not known.from_queue:
+        raise UsageError(
+            "--trajectory: is compared with the training's data, which an export folder does not "
+            "have: name the run, where its queue is"
+        )
+    members = find(known.name, url_of(db))
+    assert members.data is not None
+    click.echo("comparing trajectories with the data …", err=True)
+    return [compared(LoadedEnsemble(members), members.data, path) for path in paths]
 
 
 def _evaluated(known: Known, db: str | None) -> Known:

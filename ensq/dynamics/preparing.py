@@ -56,12 +56,12 @@ def prepare(ensemble: LoadedEnsemble, source: Path, options: Options, say: Say) 
     elements = bool(ensemble.members.results[0].statistics["elements"])
     timestep = options.timestep or (OF_ATOMS if elements else OF_BEADS)
     options.check(timestep)
-    some = found.take(_spread(np.arange(found.n_frames), COMPARED))
+    some = found.take(spread(np.arange(found.n_frames), COMPARED))
     molecules = molecules_of(some, ensemble.species_names, elements=elements)
     index = _reference(ensemble, source, found.n_frames)
-    reference = found.take(_spread(index, REFERENCE))
+    reference = found.take(spread(index, REFERENCE))
     chosen = index if options.frames is None else numbers_in(options.frames, found.n_frames)
-    starts = found.take(_spread(np.asarray(chosen), options.replicas, repeat=True))
+    starts = found.take(spread(np.asarray(chosen), options.replicas, repeat=True))
     say(f"epsilon and energy of {reference.n_frames} frames of {source.name}")
     predicted = ensemble.predict(reference)
     energies = predicted.energy_mean - ensemble.predictor.constant(reference)
@@ -136,7 +136,7 @@ def _reference(ensemble: LoadedEnsemble, source: Path, frames: int) -> Array:
     return np.sort(first.validation_index)
 
 
-def _spread(index: Array, wanted: int, *, repeat: bool = False) -> Array:
+def spread(index: Array, wanted: int, *, repeat: bool = False) -> Array:
     """So many of them, evenly spread; fewer there are only if they are not to be repeated."""
     if len(index) <= wanted and not repeat:
         return index

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ensq import __version__
 from ensq.report import (
@@ -28,6 +29,9 @@ from ensq.report.numbers import moment
 from ensq.report.page import Section, page
 from ensq.rundir import write_atomic
 
+if TYPE_CHECKING:
+    from ensq.dynamics.given import Given
+
 FOLDER, NAME = "report", "report.html"  # below the folder of the analysis
 Say = Callable[[str], None]
 
@@ -44,7 +48,13 @@ def default_path(known: Known) -> Path:
     return known.analysis / FOLDER / NAME
 
 
-def make(known: Known, steps: Sequence[Content], stem: str, say: Say = lambda text: None) -> Report:
+def make(
+    known: Known,
+    steps: Sequence[Content],
+    stem: str,
+    say: Say = lambda text: None,
+    given: Sequence[Given] = (),
+) -> Report:
     """The page and its figures; the same values give the same bytes.
 
     Args:
@@ -52,12 +62,13 @@ def make(known: Known, steps: Sequence[Content], stem: str, say: Say = lambda te
         steps: What to do next, as sentences.
         stem: The page's name without .html; names of files beside it begin with it.
         say: Is told what is being drawn.
+        given: Trajectories from elsewhere.
 
     Raises UsageError if matplotlib is not installed.
     """
     drawing.require()
     sections: list[Section] = []
-    for title, make_section in _sections(known, steps):
+    for title, make_section in _sections(known, steps, given):
         say(title.lower())
         sections.append(make_section())
     made = page(known.name, _lead(known), sections, _foot(), stem)
@@ -71,7 +82,9 @@ def make(known: Known, steps: Sequence[Content], stem: str, say: Say = lambda te
     return Report(made, files)
 
 
-def _sections(known: Known, steps: Sequence[Content]) -> list[tuple[str, Callable[[], Section]]]:
+def _sections(
+    known: Known, steps: Sequence[Content], given: Sequence[Given]
+) -> list[tuple[str, Callable[[], Section]]]:
     """The sections in their order, each with its title."""
     found = evaluated.find(known)
     choice = chosen.find(known)
@@ -84,7 +97,7 @@ def _sections(known: Known, steps: Sequence[Content]) -> list[tuple[str, Callabl
         (uncertainty.TITLE, lambda: uncertainty.section(known, found)),
         (places.TITLE, lambda: places.section(known, found)),
         (early.TITLE, lambda: early.section(known)),
-        (dynamics.TITLE, lambda: dynamics.section(known)),
+        (dynamics.TITLE, lambda: dynamics.section(known, given)),
         (timeline.TITLE, lambda: timeline.section(known)),
         (settings.TITLE, lambda: settings.section(known)),
     ]

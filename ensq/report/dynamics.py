@@ -4,7 +4,7 @@ same molecule as in the data?"""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,12 +19,16 @@ from ensq.report.numbers import NOTHING, interval, percent, plain, with_error
 from ensq.report.page import Figure, Section
 from ensq.simulation import Distribution, Simulation
 
+if TYPE_CHECKING:
+    from ensq.dynamics.given import Given
+
 ANCHOR, TITLE = "dynamics", "Dynamics"
 UNITS = {"Angstrom": "Å", "degrees": "degrees"}
 MOST = 12  # distributions that are drawn; the table has all
 
 
-def section(known: Known) -> Section:
+def section(known: Known, given: Sequence[Given] = ()) -> Section:
+    """``given``: trajectories from elsewhere, compared with the data."""
     parts: list[Content | Figure] = []
     for path in simulation.find(known.analysis):
         try:
@@ -43,6 +47,13 @@ def section(known: Known) -> Section:
                 "bonds, "
                 "angles, dihedrals and the radius of gyration with the data.",
             )
+        ]
+    for number, one in enumerate(given, 1):
+        parts += [
+            html.tag("h3", f"The trajectory {one.source}"),
+            html.paragraph(f"{one.frames:,} frames, made elsewhere, against those of the data."),
+            _distributions(one.distributions, f"trajectory-{number}", "trajectory"),
+            _distances(one.distributions),
         ]
     return Section(anchor=ANCHOR, title=TITLE, body=tuple(parts))
 
@@ -69,7 +80,10 @@ def _one(found: Simulation, stem: str) -> list[Content | Figure]:
             html.table(("replica", "after / ps", "why"), rows, left=(2,), label="stopped replicas"),
         ]
     if found.distributions:
-        parts += [_distributions(found, stem), _distances(found)]
+        parts += [
+            _distributions(found.distributions, stem, "simulation"),
+            _distances(found.distributions),
+        ]
     return parts
 
 
@@ -170,23 +184,24 @@ def _draw_time(canvas: Any, narrow: bool, found: Simulation) -> None:
             )
 
 
-def _distributions(found: Simulation, stem: str) -> Figure:
-    shown = found.distributions[:MOST]
+def _distributions(found: Sequence[Distribution], stem: str, what: str) -> Figure:
+    """``what`` is held against the data, in a word."""
+    shown = found[:MOST]
     rows = [
         (one.title, one.unit, float(one.edges[place]), float(one.edges[place + 1]), *pair)
-        for one in found.distributions
+        for one in found
         for place, pair in enumerate(_pairs(one))
     ]
     count = len(shown)
-    more = len(found.distributions) - count
+    more = len(found) - count
     rest = f" {more} more are in the table and the numbers." if more else ""
     return drawing.figure(
         f"distributions-{stem}",
-        lambda canvas, narrow: _draw_distributions(canvas, narrow, shown),
-        alt="Distributions in the simulation and in the data: "
+        lambda canvas, narrow: _draw_distributions(canvas, narrow, shown, what),
+        alt=f"Distributions in the {what} and in the data: "
         + ", ".join(one.title for one in shown),
-        caption=f"Probability densities in the simulation (line) and in the data (filled).{rest}",
-        csv=drawing.as_csv(("coordinate", "unit", "from", "to", "simulation", "data"), rows),
+        caption=f"Probability densities in the {what} (line) and in the data (filled).{rest}",
+        csv=drawing.as_csv(("coordinate", "unit", "from", "to", what, "data"), rows),
         height=40 + 210 * -(-count // 3),
         slim_height=40 + 190 * count,
     )
@@ -196,11 +211,13 @@ def _pairs(one: Distribution) -> list[tuple[float, float]]:
     return [(float(a), float(b)) for a, b in zip(one.simulation, one.data, strict=True)]
 
 
-def _draw_distributions(canvas: Any, narrow: bool, shown: Sequence[Distribution]) -> None:
+def _draw_distributions(
+    canvas: Any, narrow: bool, shown: Sequence[Distribution], what: str
+) -> None:
     panels = drawing.rows(canvas, narrow, len(shown), 3)
     for axes, one in zip(panels, shown, strict=True):
         axes.stairs(one.data, one.edges, fill=True, color="#c9d1d9", label="data")
-        axes.stairs(one.simulation, one.edges, color=BLUE, lw=1.5, label="simulation")
+        axes.stairs(one.simulation, one.edges, color=BLUE, lw=1.5, label=what)
         axes.set_title(one.title)
         axes.set_xlabel(UNITS.get(one.unit, one.unit))
         axes.set_yticks([])
@@ -211,7 +228,7 @@ def _draw_distributions(canvas: Any, narrow: bool, shown: Sequence[Distribution]
     canvas.legend(handles, labels, loc="outside lower center", ncols=2)
 
 
-def _distances(found: Simulation) -> Content:
+def _distances(found: Sequence[Distribution]) -> Content:
     head = (
         "coordinate",
         "JS divergence / bits",
@@ -221,7 +238,7 @@ def _distances(found: Simulation) -> Content:
         "differs",
     )
     rows = []
-    for one in found.distributions:
+    for one in found:
         unit = UNITS.get(one.unit, one.unit)
         noise = NOTHING
         if one.js_noise is not None:
