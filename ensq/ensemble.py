@@ -62,6 +62,11 @@ class LoadedEnsemble:
         return bool(self.members.results[0].statistics["elements"])
 
     @property
+    def energies_trained(self) -> bool:
+        """Whether the training used energies; else each member's have a constant of their own."""
+        return bool(self.config.training.gammas.U)
+
+    @property
     def energy_unit(self) -> str:
         return self.config.unit
 

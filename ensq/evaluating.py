@@ -117,10 +117,9 @@ def _notes(ensemble: LoadedEnsemble, loaded: Loaded) -> list[str]:
             f"these are the data of the training: up to {trained} of the frames were trained on, "
             "where errors are too small; without a data file the validation frames are used"
         )
-    gammas = ensemble.config.training.gammas
     if loaded.frames.F is None:
         notes.append("no forces: the data have none")
-    if not gammas.U:
+    if not ensemble.energies_trained:
         notes.append(
             "no energies: they were not trained (gammas.U is 0), so that the models' are defined "
             "up to a constant"

@@ -100,7 +100,7 @@ def finalize(
     )
     statistics = metadata.statistics_of(members)
     exported, sources = _exported(
-        store, ensemble, config, options, folder, _Trained(done, results, members), say
+        store, ensemble, config, options, folder, _Trained(done, results, members, statistics), say
     )
     told = metadata.metadata_of(ensemble, config, options, members, results, missing)
     told |= {**exported.about, **sources, "early_stopping": about_stopped}
@@ -128,6 +128,7 @@ class _Trained(NamedTuple):
     jobs: Sequence[Job]
     results: Sequence[MemberResult]
     reports: Sequence[MemberReport]
+    statistics: EnsembleStatistics
 
 
 def _exported(
@@ -140,7 +141,7 @@ def _exported(
     say: Say,
 ) -> tuple[Exported, dict[str, Any]]:
     """The exports and what they are made from; those in the folder if they are of the same."""
-    best = metadata.statistics_of(trained.reports).best
+    best = trained.statistics.best
     chosen = _chosen(config, options, trained.reports, best)
     sources = exports.sources_of(chosen, trained.jobs, config, options)
     before = exports.exported_before(folder, sources)

@@ -97,7 +97,7 @@ def predicted(
         loaded.frames,
         loaded.places,
         ddof=options.ddof,
-        energies=bool(ensemble.config.training.gammas.U),
+        energies=ensemble.energies_trained,
         batch=options.batch,
         progress=lambda done, total: progress(what, done, total),
     )

@@ -46,6 +46,11 @@ class Members:
         return self.results[0].species_names
 
 
+def is_folder(name: str) -> bool:
+    """Whether a NAME|FOLDER means a folder: it is an export folder, or has a slash."""
+    return "/" in name or (Path(name) / exports.METADATA).exists()
+
+
 def find(name: str, db: str | None) -> Members:
     """The members that a NAME of the queue or an export FOLDER means.
 
@@ -56,7 +61,7 @@ def find(name: str, db: str | None) -> Members:
         UsageError: There is no such ensemble or folder.
         EnsqError: No member is done, or a file is damaged.
     """
-    if "/" in name or (Path(name) / exports.METADATA).exists():
+    if is_folder(name):
         return from_folder(Path(name))
     from ensq.store import Store
 

@@ -70,10 +70,10 @@ def report(
 
 def _look(name: str | None, db: str | None) -> tuple[Known, list[Content]]:
     """The ensemble, and what its user would type next."""
-    from ensq import exports
+    from ensq import trained
     from ensq.report import html, known
 
-    if name is not None and ("/" in name or (Path(name) / exports.METADATA).exists()):
+    if name is not None and trained.is_folder(name):
         return known.from_folder(Path(name)), []
     from ensq.cli.status import next_step
     from ensq.store import Store

@@ -45,7 +45,7 @@ def compared(ensemble: LoadedEnsemble, reference: Path, trajectory: Path) -> Giv
 
     Raises DataError for a file that can't be read, is periodic, or has other molecules.
     """
-    elements = bool(ensemble.members.results[0].statistics["elements"])
+    elements = ensemble.elements
     ours = _some(ensemble.read(reference))
     theirs = _some(ensemble.read(trajectory))
     for frames, path in ((ours, reference), (theirs, trajectory)):

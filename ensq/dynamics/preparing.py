@@ -53,7 +53,7 @@ def prepare(ensemble: LoadedEnsemble, source: Path, options: Options, say: Say) 
     temperature = options.temperature or temperature_of(data.data_files(source))
     if temperature is None:
         raise UsageError(f"{source} does not tell its temperature (temperature_K): --temperature K")
-    elements = bool(ensemble.members.results[0].statistics["elements"])
+    elements = ensemble.elements
     timestep = options.timestep or (OF_ATOMS if elements else OF_BEADS)
     options.check(timestep)
     some = found.take(spread(np.arange(found.n_frames), COMPARED))

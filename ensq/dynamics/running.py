@@ -141,7 +141,7 @@ def _trajectory(ensemble: LoadedEnsemble, prepared: Prepared, recorded: Recorded
         protein=starts.protein,
         species_names=ensemble.species_names,
         protein_names=starts.protein_names,
-        elements=bool(ensemble.members.results[0].statistics["elements"]),
+        elements=ensemble.elements,
         energy_unit=ensemble.energy_unit,
         temperature=prepared.temperature,
     )

@@ -117,10 +117,6 @@ def run(
     )
 
 
-def _energies_trained(ensemble: LoadedEnsemble) -> bool:
-    return bool(ensemble.config.training.gammas.U)
-
-
 def check(ensemble: LoadedEnsemble, path: Path, options: Options) -> None:
     """Raise UsageError for what would only be noticed after all was computed."""
     check_outputs(path, options.outputs)
@@ -140,7 +136,7 @@ def check(ensemble: LoadedEnsemble, path: Path, options: Options) -> None:
             f"-o {options.output}: extended XYZ files are in Angstrom: leave --length-unit out, or "
             "write .npz or .h5"
         )
-    if options.select is not None and options.by == "energy" and not _energies_trained(ensemble):
+    if options.select is not None and options.by == "energy" and not ensemble.energies_trained:
         raise UsageError(
             "--by energy: energies were not trained (training.gammas.U is 0), so that the members' "
             "differ by constants of no meaning: use --by max or --by mean"
@@ -182,7 +178,7 @@ def _about(ensemble: LoadedEnsemble, options: Options) -> About:
         energy_unit=options.energy_unit or ensemble.energy_unit,
         length_unit=options.length_unit,
         calibration=options.calibrated,
-        energies_trained=_energies_trained(ensemble),
+        energies_trained=ensemble.energies_trained,
         version=ensq.__version__,
     )
 

@@ -20,7 +20,6 @@ from sqlalchemy import (
     not_,
     or_,
     select,
-    update,
 )
 
 from ensq.errors import DatabaseError
@@ -269,21 +268,8 @@ def resume(connection: Connection, now: float, name: str, seeds: Sequence[int] |
     for job in people.chosen(connection, name, seeds):
         if job.state is not State.DONE or job.early is None:
             continue
-        connection.execute(
-            update(jobs)
-            .where(jobs.c.id == job.id)
-            .values(
-                state=State.QUEUED.value,
-                early=None,
-                exempt=1,
-                result_path=None,
-                result_digest=None,
-                final_loss=None,
-                not_before=0.0,
-                updated_at=now,
-                **people.NO_COUNTS,
-            )
-        )
+        no_result = dict.fromkeys(("early", "result_path", "result_digest", "final_loss"))
+        people.requeue(connection, now, job, exempt=1, **no_result)
         history.note_job(
             connection, now, EventKind.RESUMED, job, f"was stopped early by the rule {job.early}"
         )

@@ -157,17 +157,7 @@ def retry(connection: Connection, now: float, name: str, seeds: Sequence[int] | 
     for job in chosen(connection, name, seeds):
         if job.state not in (State.FAILED, State.CANCELLED):
             continue
-        connection.execute(
-            update(jobs)
-            .where(jobs.c.id == job.id)
-            .values(
-                state=State.QUEUED.value,
-                error=None,
-                not_before=0.0,
-                updated_at=now,
-                **NO_COUNTS,
-            )
-        )
+        requeue(connection, now, job, error=None)
         history.note_job(connection, now, EventKind.RETRIED, job, f"was {job.state}")
         changed.append(job.seed)
     return changed
@@ -201,6 +191,12 @@ def unhold(connection: Connection, now: float, name: str, seeds: Sequence[int] |
         history.note_job(connection, now, EventKind.UNHELD, job, f"was {job.state}")
         changed.append(job.seed)
     return changed
+
+
+def requeue(connection: Connection, now: float, job: Job, **values: Any) -> None:
+    """Queue a member that has ended again, with nothing counted against it."""
+    again = {"state": State.QUEUED.value, "not_before": 0.0, **NO_COUNTS}
+    _set(connection, now, job, **again, **values)
 
 
 def _set(connection: Connection, now: float, job: Job, **values: Any) -> None:
