@@ -222,6 +222,10 @@ class Training:
 
     def train(self, epoch: int) -> bool:
         """Train the members that stand at one epoch; False if told to stop."""
+        if self.plateau is not None and self.plateau.stops and epoch:
+            left = [j for j, member in self.alive.items() if self.on_plateau(member)]
+            self.finishing |= dict.fromkeys(left, "plateau")
+            self.finish_early(epoch, *left)
         while self.alive and epoch < self.epochs:
             epoch += 1
             self.misbehave(epoch)

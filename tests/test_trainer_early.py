@@ -169,6 +169,20 @@ def test_plateau_that_is_only_reported_stops_nobody(
     same_bits(result(listener, 1), result(alone, 1))
 
 
+@pytest.mark.parametrize("exempt", [False, True])
+def test_attempt_that_ended_after_the_checkpoint_of_a_plateau_is_not_trained_on(
+    program: Program, alone: Listener, tmp_path: Path, exempt: bool
+) -> None:
+    """By nine tenths nothing improves: epoch 2 is the last, whenever the attempt before it died."""
+    at = Path(done(alone, 1).path).parent / "epoch-000002-step-000000.safetensors"
+    again = msgspec.structs.replace(task(tmp_path, 1, 2, [at]), exempt=exempt)
+    listener = Listener()
+    train(program, listener, again, plateau=PLATEAU)
+    assert len(result(listener, 1).history) == (3 if exempt else 2)
+    assert (done(listener, 1).early is None) == exempt
+    assert len(listener.of(protocol.StepDone)) == (STEPS if exempt else 0)
+
+
 @pytest.mark.parametrize(("ordered", "trained"), [(1, 2), (2, 2), (3, 3)])
 def test_decision_of_an_earlier_attempt_is_carried_out(
     program: Program, alone: Listener, tmp_path: Path, ordered: int, trained: int

@@ -65,6 +65,20 @@ def on_plateau(
     }
 
 
+def left_on_plateau(
+    active: Sequence[tuple[int, Member]], settings: protocol.Plateau
+) -> dict[int, Stopped]:
+    """The places of members that stand on a plateau by their histories, before they train on."""
+    found = {}
+    for place, member in active:
+        evidence = None
+        if member.record.history and not member.task.exempt:
+            evidence = plateau_of(member.record, settings)
+        if evidence is not None:
+            found[place] = Stopped("plateau", evidence)
+    return found
+
+
 def result_of(
     program: Program, identity: Identity, best: Any, record: Record, stopped: Stopped | None
 ) -> MemberResult:

@@ -140,6 +140,7 @@ class Pack:
 
     def run(self) -> bool:
         """Train to the end. Returns False if a stop ended it before."""
+        self._end_on_plateau()
         while self.place.epoch < self.config.epochs and self._active():
             if not self._train_epoch():
                 written = self._checkpoint_all()
@@ -389,6 +390,13 @@ class Pack:
             if rule is not None and member.record.best_epoch:
                 ends[place] = Stopped(rule, "")
         self._end_early(ends)
+
+    def _end_on_plateau(self) -> None:
+        """End members whose last attempt came to an epoch's checkpoint and no further."""
+        plateau = self.trainer.plateau
+        if plateau is None or not plateau.stops or self.place.step or self._at_end():
+            return
+        self._end_early(finishing.left_on_plateau(self._active(), plateau))
 
     def _end_early(self, ends: Mapping[int, Stopped]) -> None:
         """End these lanes here; the others are not touched. They could go on from a checkpoint."""
