@@ -111,8 +111,10 @@ def test_so_many_members_are_never_stopped(store: Store) -> None:
 def test_members_that_failed_or_were_cancelled_are_not_left(store: Store) -> None:
     held = members(store, 4)
     store.cancel("chignolin", [4])
+    assert [member.left for member in store.early_view(1).members] == [True, True, True, False]
     assert decide(store, held[0]) is Verdict.STOPPED
     assert decide(store, held[1]) is Verdict.KEPT
+    assert [member.left for member in store.early_view(1).members] == [False, True, True, False]
 
 
 @sqlite
@@ -155,6 +157,15 @@ def test_decision_that_came_too_late_takes_nobody(store: Store) -> None:
     decide(store, held[0])
     tools.train(store, held[0], range(3, 6))
     store.finish(held[0], tools.result())
+    assert not any(member.stopped for member in store.early_view(1).members)
+    assert decide(store, held[1]) is Verdict.STOPPED
+
+
+@sqlite
+def test_member_that_a_plateau_ended_first_is_not_taken_by_the_other_rule(store: Store) -> None:
+    held = members(store, 3)
+    decide(store, held[0])
+    store.finish(held[0], result(), early=end(rule="plateau", evidence="{}"))
     assert not any(member.stopped for member in store.early_view(1).members)
     assert decide(store, held[1]) is Verdict.STOPPED
 

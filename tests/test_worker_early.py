@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from worker_tools import NAME, Queue, finish
+from worker_tools import NAME, Queue, finish, wait_until
 
 from ensq.config.early import EarlyStoppingConfig, PlateauConfig, dumps
 from ensq.jobs import State
@@ -204,6 +204,26 @@ def test_report_becomes_stop_for_members_in_training(tmp_path: Path) -> None:
         code, text = finish(worker)
     assert code == 0
     assert queue.jobs[3].early == "paired", text
+
+
+def test_member_that_was_kept_may_go_once_fewer_are_asked_for(tmp_path: Path) -> None:
+    queue = queue_with(tmp_path, msgspec.structs.replace(PAIRED, min_members=4))
+    with queue.worker(pack=4, settings={"epoch_seconds": 0.15}) as worker:
+        wait_until(lambda: len(said(queue)) == 3, "all but the best are kept")
+        assert {verdict for *_, verdict in said(queue)} == {"kept"}
+        enqueue(queue, PAIRED)
+        code, text = finish(worker)
+    assert code == 0
+    assert queue.jobs[3].early == "paired", text
+
+
+def test_nobody_is_compared_with_a_member_that_has_failed(tmp_path: Path) -> None:
+    """Seed 1 was the best, and is none of the ensemble any more."""
+    queue = queue_with(tmp_path, PAIRED)
+    queue.work({"do": "diverge", "seed": 1, "epoch": 9}, pack=1, settings={"epoch_seconds": 0.03})
+    assert queue.jobs[0].state is State.FAILED
+    found = [json.loads(decision.evidence)["losses"] for decision in queue.store.decisions(1)]
+    assert found and all("1" not in losses for losses in found)
 
 
 @pytest.mark.parametrize("text", ['{"mode":"shop"}', "{", '{"mode":"stop","patience":0}'])

@@ -32,6 +32,7 @@ from ensq.store.strict import made
 from ensq.store.values import EarlyMember, EarlyView, EventKind
 
 PLATEAU = "plateau"  # the rule that looks at a member alone: it counts as trained like any other
+_GONE = (State.FAILED.value, State.CANCELLED.value)  # of no use to their ensemble, as it stands
 _NUMBER = 8  # bytes
 
 
@@ -80,13 +81,14 @@ def view(connection: Connection, ensemble_id: int) -> EarlyView:
             jobs.c.epochs,
             jobs.c.exempt,
             _is_stopped().label("stopped"),
+            jobs.c.state.in_(_GONE).label("gone"),
         )
         .where(jobs.c.ensemble_id == ensemble_id)
         .order_by(jobs.c.position)
     )
     members = tuple(
-        EarlyMember(job_id, seed, epoch, of, bool(exempt), bool(stopped))
-        for job_id, seed, epoch, of, exempt, stopped in rows
+        EarlyMember(job_id, seed, epoch, of, bool(exempt), bool(stopped), bool(gone))
+        for job_id, seed, epoch, of, exempt, stopped, gone in rows
     )
     return EarlyView(settings(connection, ensemble_id), members)
 
@@ -144,14 +146,16 @@ def orders(connection: Connection, job_ids: Collection[int]) -> dict[int, Decisi
 def _is_stopped() -> ColumnElement[bool]:
     """That a rule took the job from its ensemble, and no person gave it back.
 
-    One that had come to its last epoch by then is trained like any other.
+    One that had come to its last epoch by then is trained like any other, and so is one that a
+    plateau ended first.
     """
     mine = and_(
         decisions.c.job_id == jobs.c.id,
         decisions.c.verdict == Verdict.STOPPED.value,
         decisions.c.rule != PLATEAU,
     )
-    in_time = or_(jobs.c.state != State.DONE.value, jobs.c.early.is_not(None))
+    ended = and_(jobs.c.early.is_not(None), jobs.c.early != PLATEAU)
+    in_time = or_(jobs.c.state != State.DONE.value, ended)
     return and_(jobs.c.exempt == 0, in_time, exists().where(mine).correlate(jobs))
 
 
@@ -203,11 +207,10 @@ def _one_by_one(connection: Connection, job_id: int) -> None:
 
 def _left(connection: Connection, ensemble_id: int) -> int:
     """Members that are trained to their end, as it stands."""
-    over = (State.FAILED.value, State.CANCELLED.value)
     return int(
         connection.execute(
             select(func.count()).where(
-                jobs.c.ensemble_id == ensemble_id, jobs.c.state.not_in(over), not_(_is_stopped())
+                jobs.c.ensemble_id == ensemble_id, jobs.c.state.not_in(_GONE), not_(_is_stopped())
             )
         ).scalar_one()
     )

@@ -134,6 +134,12 @@ class EarlyMember(NamedTuple):
     epochs: int
     exempt: bool  # a person wants it trained to the end
     stopped: bool  # a rule that compares took it from its ensemble
+    gone: bool  # failed or cancelled, as it stands: nobody is compared with it
+
+    @property
+    def left(self) -> bool:
+        """Whether it is one of those of which ``min_members`` are never stopped."""
+        return not (self.stopped or self.gone)
 
 
 class EarlyView(NamedTuple):

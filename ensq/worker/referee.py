@@ -114,9 +114,10 @@ class Referee:
             self._quiet_until = self._monotonic() + _QUIET
             return
         judged: dict[int, list[EarlyMember]] = {}
-        for place in view.members:
+        there = [place for place in view.members if not place.gone]
+        for place in there:
             if self._is_judged(place):
-                others = [other.epoch for other in view.members if other is not place]
+                others = [other.epoch for other in there if other is not place]
                 newest = early.newest_common_epoch(place.epoch, others, rule.min_members)
                 if newest - rule.patience + 1 >= rule.min_epochs:
                     judged.setdefault(newest, []).append(place)
@@ -142,14 +143,18 @@ class Referee:
     ) -> None:
         """Judge members at one epoch, the worst of them first."""
         first = newest - rule.patience + 1
-        there = {place.job_id: place.seed for place in view.members if place.epoch >= first}
+        there = {
+            place.job_id: place.seed
+            for place in view.members
+            if place.epoch >= first and not place.gone
+        }
         window: dict[int, dict[int, float]] = {e: {} for e in range(first, newest + 1)}
         for (job, epoch), loss in self._store.losses_between(there, first, newest).items():
             if loss is not None:
                 window[epoch][there[job]] = loss
         places = [place for place in places if _may_hold(rule, place.seed, window)]
         blocks = self._blocks(rule, there, places, window)
-        left = sum(not place.stopped for place in view.members)
+        left = sum(place.left for place in view.members)
         places.sort(key=lambda place: window[newest][place.seed], reverse=True)
         for place in places:
             evidence = early.judge(
@@ -190,7 +195,8 @@ class Referee:
         send: Callable[[say.Command], None],
     ) -> None:
         """Record that a rule holds, once; have the trainer end the member if that is so."""
-        key = f"{name} {rule.mode} {left if rule.stops else ''}"
+        key = f"{name} {rule.mode}"
+        key += f" {left} {rule.min_members}" if rule.stops else ""  # one that was kept may go now
         if key in member.told:
             return
         member.told.add(key)
