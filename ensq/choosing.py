@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ensq import comparison, resampling, text
+from ensq import alike, comparison, resampling, text
 from ensq import config as configuration
 from ensq.comparison import Comparison
 
@@ -48,7 +48,8 @@ def comparison_of(
     sizes = np.bincount(block)
     if len(sizes) < 2:
         return None
-    found = _compared(results, block, best)
+    follows = resampling.follows(block, replica=replica, protein=proteins)
+    found = _compared(results, block, best, follows)
     trajectories = None if replica is None else len({*zip(proteins, replica, strict=True)})
     seeds = [result.seed for result in results]
     return {
@@ -60,6 +61,9 @@ def comparison_of(
             "fewest_frames": int(sizes.min()),
             "most_frames": int(sizes.max()),
             "trajectories": trajectories,
+            "pairs": sum(follows),
+            "correlation": found.correlation,
+            "loss_correlation": found.loss_correlation,
         },
         "best_seed": seeds[best],
         "corrected_loss": found.corrected_loss,
@@ -71,12 +75,15 @@ def comparison_of(
     }
 
 
-def _compared(results: Sequence[MemberResult], block: NDArray[Any], best: int) -> Comparison:
+def _compared(
+    results: Sequence[MemberResult], block: NDArray[Any], best: int, follows: Sequence[bool]
+) -> Comparison:
     from ensq.train import statistics
 
     gammas = configuration.loads(results[0].config).training.gammas
     parts = [statistics.ratios(result, gammas) for result in results]
-    return comparison.compare(np.stack([errors for errors, _ in parts]), parts[0][1], block, best)
+    errors = np.stack([errors for errors, _ in parts])
+    return comparison.compare(errors, parts[0][1], block, best, follows=follows)
 
 
 def _members(
@@ -112,7 +119,15 @@ def statements(told: dict[str, Any]) -> list[str]:
     if any(one["interval"] is None for one in told["members"]):
         number = told["blocks"]["number"]
         found.append(f"{number} blocks of frames are too few to tell members apart")
+    if (said := short_blocks(told)) is not None:
+        found.append(said)
     return found
+
+
+def short_blocks(told: dict[str, Any]) -> str | None:
+    """That differences are still correlated from block to block; None if not, or not measured."""
+    blocks = told.get("blocks", {})  # those of older versions have no correlation
+    return alike.note(blocks.get("correlation"), blocks.get("pairs", 0))
 
 
 def about_blocks(told: dict[str, Any]) -> str:

@@ -8,13 +8,14 @@ by frames), and it stays one in every draw of blocks, whatever their sizes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ensq import resampling
+from ensq import alike, resampling
 
 Array = NDArray[Any]
 
@@ -46,6 +47,8 @@ class Comparison:
     blocks: int
     draws: int
     seed: int
+    correlation: float | None  # of differences in blocks that follow each other; see ``alike``
+    loss_correlation: float | None  # the same of losses
 
 
 def compare(
@@ -54,6 +57,7 @@ def compare(
     block: Array,
     best: int,
     *,
+    follows: Sequence[bool] | None = None,
     level: float = LEVEL,
     draws: int = resampling.DRAWS,
     seed: int = 0,
@@ -66,6 +70,7 @@ def compare(
         weights: [P, T], positive.
         block: [T] the block of each frame.
         best: Place of the member with the lowest loss.
+        follows: [K-1] whether a block is followed by one of the same trajectory; None: each is.
         level: Of intervals and of the set.
         draws: Of the bootstrap.
         seed: Of the bootstrap.
@@ -109,7 +114,15 @@ def compare(
         blocks=blocks,
         draws=draws,
         seed=seed,
+        correlation=alike.correlation(_differences(whole, best).tolist(), follows),
+        loss_correlation=alike.correlation(whole.residuals[:, 0].tolist(), follows),
     )
+
+
+def _differences(whole: _Drawn, best: int) -> Array:
+    """[n-1,K] by blocks, less their means."""
+    residuals = whole.residuals[:, 0]
+    return np.delete(residuals - residuals[best], best, axis=0)
 
 
 @dataclass(frozen=True)

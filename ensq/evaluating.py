@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ensq import evaluation
+from ensq import alike, evaluation, resampling
 from ensq.calibrating import calibrate
 from ensq.calibration import quantities
 from ensq.calibration.figures import LEVEL, Resampling
@@ -22,7 +22,6 @@ Array = NDArray[Any]
 
 SCATTER = 20_000  # points of a picture
 FEW_FRAMES, FEW_BLOCKS = 50, 8
-ALIKE = 0.5  # correlation of blocks that follow each other; by chance it stays below
 
 
 def evaluate(
@@ -168,19 +167,11 @@ def _alike(drawn: Resampling, observed: Observed) -> list[str]:
         squares = (observed.energies.member_errors**2).mean(axis=0)
     every = np.arange(observed.frames.count)
     means = drawn.sums(squares, every) / drawn.sums(None, every)
-    trajectory = np.zeros(drawn.count, np.int64)
-    trajectory[drawn.block] = observed.frames.trajectories
-    follow = np.flatnonzero(trajectory[1:] == trajectory[:-1])
-    if len(follow) < FEW_BLOCKS or np.ptp(means) == 0:
-        return []
-    away = means - means.mean()
-    memory = float((away[follow] * away[follow + 1]).mean() / (away**2).mean())
-    if memory <= ALIKE:
-        return []
-    return [
-        f"blocks that follow each other are alike (correlation {memory:.2f}): the trajectories are "
-        "short for their memory, and true intervals are wider"
-    ]
+    follow = resampling.follows(
+        drawn.block, replica=observed.frames.replica, protein=observed.frames.protein
+    )
+    said = alike.note(alike.correlation([means.tolist()], follow), sum(follow))
+    return [] if said is None else [said]
 
 
 def _scatter(observed: Observed, seed: int) -> dict[str, Array]:

@@ -70,6 +70,15 @@ def _trajectories(frames: int, replica: Array | None, protein: Array | None) -> 
     return np.asarray(number).reshape(-1)
 
 
+def follows(
+    block: Array, *, replica: Array | None = None, protein: Array | None = None
+) -> list[bool]:
+    """[K-1] whether each block is followed by one of the same trajectory; see ``blocks_of``."""
+    trajectory = np.zeros(int(block.max()) + 1, np.int64)
+    trajectory[block] = _trajectories(len(block), replica, protein)
+    return [bool(same) for same in trajectory[1:] == trajectory[:-1]]
+
+
 def block_sums(values: Array, block: Array) -> Array:
     """[..., K] sums of values [..., T] over the frames of each block."""
     belongs = block[:, None] == np.arange(int(block.max()) + 1)

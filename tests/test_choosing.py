@@ -54,7 +54,10 @@ def test_metadata_tell_who_may_be_the_best(done: Finalized) -> None:
     assert told == done.metadata["comparison"]
     assert (told["best_seed"], told["indistinguishable_seeds"]) == (43, [42, 43])
     assert (told["level"], told["draws"], told["seed"]) == (0.95, 2000, 0)
+    assert abs(told["blocks"].pop("correlation") or 0) < 1  # 5 pairs: none is told
+    assert abs(told["blocks"].pop("loss_correlation") or 0) < 1
     assert told["blocks"] == {
+        "pairs": 5,
         "number": 6,
         "fewest_frames": 5,
         "most_frames": 5,

@@ -68,6 +68,9 @@ def test_resume_queues_them_again_and_says_so(tmp_path: Path) -> None:
         "queued to be trained on: seeds 2\n"
     )
     assert run("resume", NAME, "--seed", "2", "--db", queue.url).output == "nothing to resume\n"
+    said = run("status", NAME, "--db", queue.url).output
+    assert "  early stopping: stopped: seed 1\n" in said
+    assert "  early stopping: stopped, then resumed by a person: seed 2\n" in said
     assert "exempt from early stopping" in run("show", f"{NAME}/2", "--db", queue.url).output
     assert queue.work(pack=2, settings={})[0] == 0
     assert [job.early for job in queue.jobs] == ["plateau", None]

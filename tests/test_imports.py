@@ -35,7 +35,8 @@ RULES: dict[str, frozenset[str]] = {
         "ensq.text": "",
         "ensq.faults": "",
         "ensq.seal": "",
-        "ensq.early": "ensq.early",
+        "ensq.alike": "",
+        "ensq.early": "ensq.alike ensq.early",
         "ensq.rundir": "ensq.errors ensq.faults",
         "ensq.publish": "ensq.errors ensq.rundir",
         "ensq.slurm": "ensq.errors ensq.slurm",
@@ -68,7 +69,7 @@ RULES: dict[str, frozenset[str]] = {
         "ensq.doctor": "ensq ensq.doctor ensq.errors ensq.schema ensq.slurm ensq.store",
         "ensq.progress": "ensq.jobs ensq.text",
         "ensq.selection": "numpy ensq.jobs",
-        "ensq.comparison": "numpy ensq.resampling",
+        "ensq.comparison": "numpy ensq.alike ensq.resampling",
         # Fits of priors: numbers; files; pictures (matplotlib is imported when one is drawn).
         "ensq.boltzmann": "numpy scipy ensq.errors",
         "ensq.priorfiles": (
@@ -80,7 +81,9 @@ RULES: dict[str, frozenset[str]] = {
             "ensq.choosing ensq.config ensq.errors ensq.exports ensq.jobs ensq.metadata "
             "ensq.publish ensq.rundir ensq.selection ensq.store ensq.stopped ensq.train"
         ),
-        "ensq.choosing": ("numpy ensq.comparison ensq.config ensq.resampling ensq.text ensq.train"),
+        "ensq.choosing": (
+            "numpy ensq.alike ensq.comparison ensq.config ensq.resampling ensq.text ensq.train"
+        ),
         "ensq.stopped": "ensq.config ensq.errors ensq.jobs ensq.selection ensq.store",
         "ensq.metadata": (
             "numpy ensq.config ensq.errors ensq.exports ensq.jobs ensq.selection ensq.train"
@@ -136,8 +139,9 @@ RULES: dict[str, frozenset[str]] = {
         "ensq.evaluationtext": "ensq.calibration ensq.evaluation ensq.text",
         **dict.fromkeys(
             ("ensq.observing", "ensq.calibrating", "ensq.evaluating"),
-            "numpy ensq.calibrating ensq.calibration ensq.data ensq.ensemble ensq.errors "
-            "ensq.evaluation ensq.observing ensq.prediction ensq.resampling ensq.trained",
+            "numpy ensq.alike ensq.calibrating ensq.calibration ensq.data ensq.ensemble "
+            "ensq.errors ensq.evaluation ensq.observing ensq.prediction ensq.resampling "
+            "ensq.trained",
         ),
         "ensq.reexport": (
             "ensq.config ensq.errors ensq.exports ensq.jobs ensq.publish ensq.rundir ensq.store "

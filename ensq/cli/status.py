@@ -12,13 +12,16 @@ from ensq.cli.decisions import decision_json
 from ensq.cli.slurm import SlurmView, ask_once, wrapped
 
 if TYPE_CHECKING:
-    from ensq.jobs import Ensemble, Job, WorkerInfo
+    from ensq.jobs import Decision, Ensemble, Job, WorkerInfo
     from ensq.store import Standing, Store
 
 MANY = 200  # members, above which they are not listed one by one unasked
 LINES = 40  # ensembles that are listed then
 _VERDICTS = {
     "stop": "stopped",
+    "stopping": "to be stopped",
+    "late": "decided too late, trained to the end",
+    "resumed": "stopped, then resumed by a person",
     "would stop": "would be stopped (mode: report)",
     "kept": "kept, since too few would be left",
 }
@@ -138,11 +141,14 @@ class _View:
         """That rules of early stopping held, where `ensq show` says more."""
         from ensq.text import ranges
 
-        seeds = {job.id: job.seed for job in self.jobs}
+        jobs = {job.id: job for job in self.jobs}
         found: dict[str, set[int]] = {}
         for decision in self.decisions:
-            if decision.job_id in seeds:
-                found.setdefault(decision.verdict.value, set()).add(seeds[decision.job_id])
+            if (job := jobs.get(decision.job_id)) is not None:
+                found.setdefault(_became(decision, job), set()).add(job.seed)
+        ended = found.get("stop", set()) | found.get("stopping", set())
+        for verdict in ("kept", "would stop"):  # what was so before is no news
+            found[verdict] = found.get(verdict, set()) - ended
         lines = []
         for verdict, title in _VERDICTS.items():
             if chosen := sorted(found.get(verdict, ())):
@@ -245,6 +251,19 @@ class _View:
                 "seconds_since_seen": max(0.0, self.now - worker.last_seen),
             },
         }
+
+
+def _became(decision: Decision, job: Job) -> str:
+    """What has become of a decision since."""
+    from ensq.jobs import State, Verdict
+
+    if decision.verdict is not Verdict.STOPPED:
+        return decision.verdict.value
+    if job.exempt:
+        return "resumed"
+    if job.state is not State.DONE:
+        return "stopping"
+    return "late" if job.early is None else "stop"
 
 
 def next_step(ensemble: Ensemble, jobs: Sequence[Job], hint: str) -> str:

@@ -8,7 +8,8 @@ losses at that epoch. The spread of n numbers is never below twice their standar
 (Popoviciu), so for sigma <= 2 this holds for the worst member nearly whatever the losses are.
 
 ``paired``: the loss is above (1 + margin) times the best's, tested over blocks of validation
-frames: Student's one-sided test of d_k = L_k(member) - (1 + margin) L_k(best). The probability of
+frames: Student's one-sided test of d_k = L_k(member) - (1 + margin) L_k(best). Its standard error
+is widened where blocks that follow each other are correlated (``ensq.alike``). The probability of
 an error is spent over all ordered pairs of members (the best is chosen by its losses) and over the
 looks: patience epochs are one look, and the i-th may spend the share 1/(i (i + 1)) of it. A run of
 so many epochs contains exactly one that is the first of a look: no run is missed by counting so.
@@ -21,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ensq import alike
 from ensq.early.student import upper_tail
 
 MIN_BLOCKS = 8  # fewer tell too little of how much their mean varies
@@ -67,8 +69,9 @@ class PairedAt:
     best_seed: int
     difference: float  # to the best's loss
     above_margin: float  # mean of d_k
-    standard_error: float  # of it, over blocks
+    standard_error: float  # of it, over blocks, widened where they are alike
     blocks: int
+    correlation: float | None  # of d_k in blocks that follow each other; None: d_k are all the same
     t: float | None  # None for infinity: all blocks agree
     p: float
     level: float  # below which p must be
@@ -128,9 +131,11 @@ def paired_at(
     above = [m - (1.0 + margin) * b for m, b in zip(mine, theirs, strict=True)]
     mean, deviation = _spread(above)
     count = len(above)
-    error = deviation / math.sqrt(count - 1)  # of the mean, by the estimate with ddof 1
     if not mean > 0:
         return None
+    error = deviation / math.sqrt(count - 1)  # of the mean, by the estimate with ddof 1
+    correlation = alike.correlation([above])
+    error *= 1.0 if correlation is None else alike.widening(correlation)
     # all blocks agree up to rounding: any test would be surer than its numbers
     t = mean / error if error > 1e-14 * mean else math.inf
     p = upper_tail(t, count - 1)
@@ -141,6 +146,7 @@ def paired_at(
         above_margin=mean,
         standard_error=error,
         blocks=count,
+        correlation=correlation,
         t=t if math.isfinite(t) else None,
         p=p,
         level=level,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ensq import alike
+
 _VERDICTS = {
     "would stop": "would be stopped",
     "stop": "is stopped",
@@ -36,8 +38,16 @@ def _paired(found: dict[str, Any]) -> str:
     return (
         f"{_losses(found)}; more than {100 * settings['margin']:g} % worse with p = "
         f"{found['p']:.1e} (below {found['level']:.1e} is needed) over {found['blocks']} blocks of "
-        f"validation frames{_row(found)}"
+        f"validation frames{_row(found)}{_alike(found)}"
     )
+
+
+def _alike(found: dict[str, Any]) -> str:
+    """That blocks are too short. Decisions of older versions don't tell."""
+    correlated = found.get("correlation")
+    if alike.note(correlated, found["blocks"] - 1) is None:
+        return ""
+    return f"; blocks are alike (correlation {correlated:.2f}), which makes this less sure"
 
 
 def _plateau(found: dict[str, Any]) -> str:

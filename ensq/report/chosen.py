@@ -39,6 +39,7 @@ class Choice:
     level: float
     blocks: str  # in words
     corrected: float | None  # loss of the best without what choosing the lowest takes off
+    short_blocks: str | None = None  # a note where they are
 
     def of(self, seed: int) -> Row | None:
         return next((one for one in self.rows if one.seed == seed), None)
@@ -72,6 +73,8 @@ def loss_error(member: Member, choice: Choice | None) -> float | None:
 
 def choice_of(told: Any) -> Choice | None:
     """From the metadata's ``comparison``; None if there is none that can be read."""
+    from ensq import choosing
+
     try:
         rows = tuple(_row(one) for one in told["members"])
         blocks = told["blocks"]
@@ -83,6 +86,7 @@ def choice_of(told: Any) -> Choice | None:
             level=float(told["level"]),
             blocks=f"{blocks['number']} blocks of {frames} consecutive frames",
             corrected=_number(told.get("corrected_loss")),
+            short_blocks=choosing.short_blocks(told),
         )
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
@@ -212,6 +216,7 @@ def _table(choice: Choice) -> Content:
         "± is the standard error of the difference over the blocks; P(best) the share of "
         "bootstrap draws in which the member's loss is the lowest. Whether a member is told apart "
         "is a test of all members together, which asks for more than an interval without 0."
+        + ("" if choice.short_blocks is None else f" Note: {choice.short_blocks}.")
     )
     table = html.table(head, rows, left=(4,), marked=marked, label="comparison of members")
     return html.join((table, note), "\n")
