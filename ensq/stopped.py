@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from ensq.config import early
 from ensq.errors import EnsqError
 from ensq.jobs import Ensemble, Job, Verdict
 from ensq.store import Store
+from ensq.text import ranges
 
 PLATEAU = "plateau"  # such a member is trained as far as it gets: it counts like any other
 
@@ -68,11 +70,11 @@ def told(store: Store, ensemble: Ensemble, done: Sequence[Job]) -> dict[str, Any
 
 
 def lines(found: dict[str, Any]) -> list[str]:
-    """The same for people; none where nobody was stopped."""
+    """The same for people; none where nobody was."""
     text = []
     for one in found["stopped_members"]:
         counts = "" if one["counted"] else "; not counted"
-        text.append(
+        text += _wrapped(
             f"stopped early: seed {one['seed']} by the rule {one['rule']} after epoch "
             f"{one['epoch']} of {one['epochs']}, best loss {one['best_loss']:.6g}{counts}"
         )
@@ -85,7 +87,13 @@ def lines(found: dict[str, Any]) -> list[str]:
             f"  {word} {members}: {other['n']} members, mean {other['mean']:.6g}, std "
             f"{other['std']:.3g}"
         )
+    if resumed := found["resumed_members"]:
+        text += _wrapped(f"stopped early, then resumed and trained on: seeds {ranges(resumed)}")
     return text
+
+
+def _wrapped(line: str) -> list[str]:
+    return textwrap.wrap(line, 80, subsequent_indent="  ")
 
 
 def _statistics(jobs: Sequence[Job]) -> dict[str, Any] | None:

@@ -13,7 +13,8 @@ member m in frame t at epoch e is
 
 with f the mean course, w_m how much worse the member is, s its fluctuation over epochs, x what is
 hard about a frame for all, and y what a member does better or worse in single frames. x and y are
-normal and correlated over frames (AR(1), time tau frames); s and y over epochs, too.
+normal and correlated over frames (AR(1), time tau frames); s and y over epochs, too. In the last
+table alone y is drawn frame by frame; else its means over blocks are drawn, which are independent.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ensq import early
+from ensq import alike, early
 from ensq.config.early import EarlyStoppingConfig
 from ensq.early.rules import level_of
+from ensq.early.student import upper_tail
 from ensq.resampling import blocks_of
 
 Array = NDArray[np.float64]
@@ -180,6 +182,41 @@ def by_right(runs: int) -> list[str]:
     return lines
 
 
+def with_short_blocks(runs: int) -> list[str]:
+    """How often anybody of five equal members is stopped in the first look, ``margin: 0``, where
+    what a member does of its own is alike over so many frames; blocks have 20."""
+    lines = ["| alike over | `paired` | without widening | said to be alike |", "|---|---|---|---|"]
+    level = level_of(1, 5, msgspec.structs.replace(DEFAULT, **AT_ONCE))
+    for frame_time in (0.0, 2.0, 5.0, 10.0, 20.0, 40.0):
+        rng = np.random.default_rng(int(frame_time))
+        found = np.array([_first_look(rng, frame_time, level) for _ in range(20 * runs)])
+        cells = " | ".join(f"{100 * share:.1f} %" for share in found.mean(axis=0))
+        lines.append(f"| {frame_time:.0f} frames | {cells} |")
+    return lines
+
+
+def _first_look(rng: np.random.Generator, frame_time: float, level: float) -> list[bool]:
+    """Whether anybody is stopped; is so without widening; and whether the worst one's blocks are
+    alike by ``ensq.alike``."""
+    frames = ar1(rng, (FRAMES, 5), frame_time).T
+    length = FRAMES // (int(blocks_of(FRAMES).max()) + 1)
+    blocks = 1.0 + 0.02 * frames.reshape(5, -1, length).mean(axis=-1)
+    losses = {member: float(row.mean()) for member, row in enumerate(blocks)}
+    found = [
+        early.paired_at(losses, member, lambda one: blocks[one].tolist(), 0.0, level)
+        for member in losses
+    ]
+    tests = [one for one in found if one is not None and one.t is not None]
+    plain = [
+        upper_tail(one.t * alike.widening(one.correlation or 0.0), one.blocks - 1)
+        for one in tests
+        if one.t is not None
+    ]
+    worst = min(tests, key=lambda one: one.p)
+    said = alike.note(worst.correlation, worst.blocks - 1) is not None
+    return [any(one.holds for one in tests), any(p < level for p in plain), said]
+
+
 def _percent(value: float) -> str:
     return f"{100 * value:.0f} %"
 
@@ -191,6 +228,7 @@ def main() -> int:
     parser.add_argument("--check", type=Path)
     arguments = parser.parse_args()
     lines = [*by_chance(arguments.runs), "", *by_right(arguments.runs)]
+    lines += ["", *with_short_blocks(arguments.runs)]
     if arguments.check is None:
         print("\n".join(lines))
         return 0

@@ -197,7 +197,7 @@ def test_finalize_tells_both_statistics_and_counts_as_the_configuration_says(
     (one,) = found["stopped_members"]
     assert (one["seed"], one["rule"], one["evidence"]) == (seeds[3], "paired", {"rule": "paired"})
     assert one["counted"] == (statistics == "include")
-    said = "\n".join(lines(done))
+    said = " ".join(" ".join(lines(done)).split())
     assert f"stopped early: seed {seeds[3]} by the rule paired after epoch" in said
     other = "without it: 3 members, mean 4" if one["counted"] else "with it: 4 members, mean 5.25"
     assert other in said and ("; not counted" in said) != one["counted"]
@@ -220,6 +220,19 @@ def test_nothing_is_told_where_nobody_was_stopped(tmp_path: Path) -> None:
     assert (found["mode"], found["stopped_members"]) == ("off", [])
     assert found["with_stopped"] == found["without_stopped"]
     assert stopped.lines(found) == []
+
+
+def test_lines_of_stopped_members_stand_in_80_columns_and_name_those_that_were_resumed() -> None:
+    one = {"seed": 123456, "rule": "plateau", "epoch": 12345, "epochs": 20000, "counted": False}
+    found = {
+        "stopped_members": [one | {"best_loss": 123.4567}],
+        "statistics": "exclude",
+        "with_stopped": None,
+        "resumed_members": [42, 44],
+    }
+    said = stopped.lines(found)
+    assert max(map(len, said)) <= 80 and said[1] == "  loss 123.457; not counted"
+    assert said[-1] == "stopped early, then resumed and trained on: seeds 42, 44"
 
 
 @pytest.mark.slow

@@ -84,7 +84,7 @@ RULES: dict[str, frozenset[str]] = {
         "ensq.choosing": (
             "numpy ensq.alike ensq.comparison ensq.config ensq.resampling ensq.text ensq.train"
         ),
-        "ensq.stopped": "ensq.config ensq.errors ensq.jobs ensq.selection ensq.store",
+        "ensq.stopped": "ensq.config ensq.errors ensq.jobs ensq.selection ensq.store ensq.text",
         "ensq.metadata": (
             "numpy ensq.config ensq.errors ensq.exports ensq.jobs ensq.selection ensq.train"
         ),
