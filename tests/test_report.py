@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import re
@@ -25,7 +26,9 @@ from ensq.report.numbers import plain, signed
 
 
 def rows_of(content: bytes) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(content.decode())))
+    """Rows by the names of columns, without their units."""
+    rows = csv.DictReader(io.StringIO(content.decode()))
+    return [{name.partition(" [")[0]: value for name, value in row.items()} for row in rows]
 
 
 def query(folder: Path, sql: str) -> list[Any]:
@@ -96,6 +99,34 @@ def test_the_band_leaves_out_members_that_failed(undrawn: None, tmp_path: Path) 
     found = curves.band(known.from_store(store, ensemble).members)
     assert found is not None
     assert (found.seeds, len(found.epochs)) == ((42, 43), 7)
+
+
+def test_a_member_that_failed_is_plain_to_see(tmp_path: Path) -> None:
+    store, ensemble = with_rows(tmp_path, done=(12, 7, 2))
+    before = report_of(store, ensemble).html
+    store.fail(claim_of(store.jobs(ensemble.id)[2]), Outcome.FAILURE, "boom", retry=False)
+    html = report_of(store, ensemble).html
+    for mark in (
+        '<strong class="failed">failed</strong>',
+        "Crosses are the last epochs of members",
+    ):
+        assert mark in html
+        assert mark not in before
+    svg = base64.b64decode(html.partition("image/svg+xml;base64,")[2].partition('"')[0]).decode()
+    assert "seed 44, failed" in svg
+    assert "seed 42, the best" in svg
+
+
+def test_paper_has_the_wide_figures_however_narrow_it_is(half: Any) -> None:
+    sources = [attributes for name, attributes in Page(half[3].html).elements if name == "source"]
+    assert sources
+    assert all((one["media"] or "").startswith("screen and ") for one in sources)
+
+
+def test_files_of_numbers_have_their_units(half: Any) -> None:
+    head = half[3].files["report-loss.csv"].decode().splitlines()[0]
+    assert "val_loss [(kcal/mol/Angstrom)^2],val_rmse_force [kcal/mol/Angstrom]," in head
+    assert "best_loss [(kcal/mol/Angstrom)^2]" in half[3].files["report-members.csv"].decode()
 
 
 def test_the_same_values_give_the_same_bytes_whatever_the_users_style(half: Any) -> None:

@@ -51,7 +51,9 @@ def store_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def rows_of(report: build.Report, name: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(report.files[f"report-{name}.csv"].decode())))
+    """Rows by the names of columns, without their units."""
+    rows = csv.DictReader(io.StringIO(report.files[f"report-{name}.csv"].decode()))
+    return [{name.partition(" [")[0]: value for name, value in row.items()} for row in rows]
 
 
 def test_errors_are_those_of_all_components(store_of: Any) -> None:

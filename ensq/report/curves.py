@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ensq.jobs import State
 from ensq.report import drawing, html
 from ensq.report.drawing import BLUE, GREY, LINES, MARKERS, SERIES, SOFT
 from ensq.report.html import Content
@@ -18,10 +19,6 @@ from ensq.report.page import Figure, Section
 
 Array = NDArray[Any]
 FEW = len(SERIES)  # members that get a colour each
-_HEAD = (
-    *("seed", "state", "epoch", "train_loss", "val_loss", "val_rmse_force"),
-    *("val_rmse_energy", "learning_rate"),
-)
 ANCHOR, TITLE = "loss", "Loss curves"
 
 
@@ -80,9 +77,20 @@ def _figure(known: Known, members: list[Member]) -> Figure:
         lambda canvas, narrow: _draw(canvas, narrow, known, members, middle),
         alt=_alt(known, members, best),
         caption=_caption(known, members, middle),
-        csv=drawing.as_csv(_HEAD, lines),
+        csv=drawing.as_csv(_head(known), lines),
         height=380,
         slim_height=620,
+    )
+
+
+def _head(known: Known) -> tuple[str, ...]:
+    return (
+        *("seed", "state", "epoch"),
+        drawing.with_unit("train_loss", known.loss_unit),
+        drawing.with_unit("val_loss", known.loss_unit),
+        drawing.with_unit("val_rmse_force", known.force_unit),
+        drawing.with_unit("val_rmse_energy", f"{known.energy_unit} per bead"),
+        "learning_rate",
     )
 
 
@@ -126,6 +134,8 @@ def _caption(known: Known, members: Sequence[Member], middle: Band | None) -> Co
         )
     if any(one.is_stopped for one in members):
         parts.append("Black squares are where a rule of early stopping ended a member. ")
+    if any(_is_broken(one) for one in members):
+        parts.append("Crosses are the last epochs of members that failed or were cancelled. ")
     best = known.best
     if best is not None and best.best_epoch is not None:
         parts.append(
@@ -192,8 +202,8 @@ def _lines(axes: Any, known: Known, members: list[Member]) -> None:
                 "marker": MARKERS[place],
                 "markevery": max(1, len(epochs) // 8),
                 "ms": 3.5,
-                "lw": 1.3,
-                "label": f"seed {one.seed}",
+                "lw": 2.2 if one is best else 1.3,
+                "label": _label(one, best),
             }
         elif one is best:
             style = {"color": BLUE, "lw": 1.6, "zorder": 4, "label": f"seed {one.seed}, the best"}
@@ -202,8 +212,23 @@ def _lines(axes: Any, known: Known, members: list[Member]) -> None:
         )
         if one.is_stopped:
             axes.plot(epochs[-1:], losses[-1:], "s", color=drawing.BLACK, ms=4.5, zorder=5)
-        if one is best:
-            _mark_best(axes, one)
+        if _is_broken(one):
+            axes.plot(epochs[-1:], losses[-1:], "x", color=drawing.BLACK, ms=7, mew=1.8, zorder=5)
+    if best is not None and best in members:
+        _mark_best(axes, best)  # last, so that its marks follow the members in the legend
+
+
+def _is_broken(one: Member) -> bool:
+    """Whether it ended without a result."""
+    return one.state in (State.FAILED, State.CANCELLED)
+
+
+def _label(one: Member, best: Member | None) -> str:
+    if one is best:
+        return f"seed {one.seed}, the best"
+    if one.is_stopped:
+        return f"seed {one.seed}, stopped early"
+    return f"seed {one.seed}, {one.state}" if _is_broken(one) else f"seed {one.seed}"
 
 
 def _mark_best(axes: Any, best: Member) -> None:

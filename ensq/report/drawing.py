@@ -94,6 +94,14 @@ def as_csv(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
     return out.getvalue()
 
 
+def with_unit(name: str, unit: str) -> str:
+    """The name of a column of numbers, with their unit: no file needs the page to be read.
+
+    In ASCII: spreadsheets guess the encoding of CSV, and guess wrong.
+    """
+    return f"{name} [{unit.replace('Å', 'Angstrom').replace('²', '^2')}]" if unit else name
+
+
 def _cell(value: Any) -> str:
     if value is None:
         return ""

@@ -98,7 +98,7 @@ def _facts(found: Simulation) -> list[tuple[Content, Content]]:
             "simulated",
             f"{plain(float(done.sum()), 3)} ps in all, {plain(float(done.max()), 3)} ps at most",
         ),
-        ("time step, friction", f"{found.timestep:g} fs, {found.friction:g} /ps"),
+        ("time step, friction", f"{found.timestep:g} fs, {found.friction:g}/ps"),
         ("temperature by velocities", kinetic),
         ("members", ", ".join(map(str, found.seeds))),
     ]
@@ -122,9 +122,14 @@ def _over_time(found: Simulation, stem: str) -> Figure:
         for replica in range(found.n_replicas)
         if found.recorded[look, replica]
     ]
+    length = found.length_unit
     head = (
-        *("time_ps", "replica", "epsilon_max", "kinetic_temperature_K", "potential"),
-        *("shortest_bond", "longest_bond"),
+        *("time_ps", "replica"),
+        drawing.with_unit("epsilon_max", f"{found.energy_unit}/{length}"),
+        "kinetic_temperature_K",
+        drawing.with_unit("potential", found.energy_unit),
+        drawing.with_unit("shortest_bond", length),
+        drawing.with_unit("longest_bond", length),
     )
     return drawing.figure(
         f"dynamics-{stem}",
@@ -132,10 +137,10 @@ def _over_time(found: Simulation, stem: str) -> Figure:
         alt=f"Epsilon and kinetic temperature of {found.n_replicas} replicas over time",
         caption="Thin lines are replicas, the thick ones their median; crosses are where a "
         "replica was "
-        "stopped. Left: the largest epsilon of a replica's beads since the last look, the "
+        "stopped. Left or above: the largest epsilon of a replica's beads since the last look, the "
         "disagreement "
         "of the members about a force; dashed: the same quantile of single beads in the data. "
-        "Right: "
+        "Right or below: "
         "the temperature by the velocities; dashed: that of the thermostat.",
         csv=drawing.as_csv(head, rows),
         height=320,
@@ -256,12 +261,10 @@ def _distances(found: Sequence[Distribution]) -> Content:
         )
     note = html.paragraph(
         "The Jensen–Shannon divergence is 0 for equal distributions and 1 for those that share "
-        "nothing; "
-        "halves of the data are never equal either, and a distribution differs where the interval "
-        "lies "
-        "above all that those differ by. The last but one column is the Wasserstein distance: the "
-        "mean "
-        "way by which values would have to be moved."
+        "nothing; halves of the data are never equal either, and a distribution differs where the "
+        "interval lies above all that those differ by. An interval may lie above its number: "
+        "drawing frames anew adds noise, and noise makes distributions differ. The last but one "
+        "column is the Wasserstein distance: the mean way by which values would have to be moved."
     )
     table = html.table(head, rows, left=(0, 5), label="distances of distributions")
     return html.join((table, note), "\n")

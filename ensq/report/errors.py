@@ -95,7 +95,7 @@ def _parity(report: Report, stem: str) -> Figure:
     arrays, made = report.arrays, report.evaluation
     kinds = [name for name in ("force", "energy") if f"scatter_{name}_predicted" in arrays]
     shown = [f"{len(arrays[f'scatter_{name}_label']):,} {_WORDS[name]}" for name in kinds]
-    moved = " Beside it the errors, and a normal distribution that is as wide."
+    moved = " Then the errors, and a normal distribution that is as wide."
     if "energy" in kinds:
         moved = " Energies are taken against the mean of the labels."
     return drawing.figure(
@@ -106,7 +106,9 @@ def _parity(report: Report, stem: str) -> Figure:
         caption=f"What the mean of the members predicts against the label, {' and '.join(shown)}. "
         f"On the dashed line they are equal; where there are many points the colour is their "
         f"number.{moved}",
-        csv=drawing.as_csv(("quantity", "label", "predicted", "sigma"), _points(arrays, kinds)),
+        csv=drawing.as_csv(
+            ("quantity", "unit", "label", "predicted", "sigma"), _points(made, arrays, kinds)
+        ),
         height=430,
         slim_height=680,
     )
@@ -115,14 +117,15 @@ def _parity(report: Report, stem: str) -> Figure:
 _WORDS = {"force": "components of forces", "energy": "energies"}
 
 
-def _points(arrays: dict[str, Array], kinds: list[str]) -> list[tuple[Any, ...]]:
+def _points(made: Evaluation, arrays: dict[str, Array], kinds: list[str]) -> list[tuple[Any, ...]]:
     rows: list[tuple[Any, ...]] = []
     for name in kinds:
+        sign = f"{made.energy_unit}/{made.length_unit}" if name == "force" else made.energy_unit
         label, predicted = arrays[f"scatter_{name}_label"], arrays[f"scatter_{name}_predicted"]
         sigma = arrays.get(f"scatter_{name}_sigma")
         for place in range(len(label)):
             spread = None if sigma is None else float(sigma[place])
-            rows.append((name, float(label[place]), float(predicted[place]), spread))
+            rows.append((name, sign, float(label[place]), float(predicted[place]), spread))
     return rows
 
 
@@ -171,7 +174,7 @@ def _parity_panel(canvas: Any, axes: Any, label: Array, predicted: Array) -> Non
         bar = canvas.colorbar(mesh, ax=axes, shrink=0.7, pad=0.01, aspect=25)
         bar.outline.set_visible(False)
         drawing.log_axis(bar.ax.yaxis, subs=(1.0,))
-        bar.set_label("points in a cell")
+        bar.ax.set_title("points in\na cell", loc="left", size="small")  # not beside another label
     else:
         axes.plot(label, predicted, "o", ms=3, color=BLUE, alpha=0.5, mec="none")
     axes.plot([low, high], [low, high], color=BLACK, ls="--", lw=1.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ensq.jobs import State
 from ensq.report import drawing, html
 from ensq.report.chosen import Choice, loss_error
 from ensq.report.html import Content
@@ -13,11 +14,19 @@ from ensq.report.numbers import NOTHING, percent, plain, signed, with_error
 from ensq.report.page import Section
 
 ANCHOR, TITLE = "members", "Members"
-_COLUMNS = (
-    *("index", "seed", "state", "best_loss", "loss_error", "best_epoch", "force_rmse"),
-    *("energy_rmse_per_bead", "epochs_done", "epochs", "attempts", "error"),
-    *("difference", "difference_error", "probability_best", "indistinguishable"),
-)
+
+
+def _columns(known: Known) -> tuple[str, ...]:
+    def loss(name: str) -> str:
+        return drawing.with_unit(name, known.loss_unit)
+
+    return (
+        *("index", "seed", "state", loss("best_loss"), loss("loss_error"), "best_epoch"),
+        drawing.with_unit("force_rmse", known.force_unit),
+        drawing.with_unit("energy_rmse_per_bead", known.energy_unit),
+        *("epochs_done", "epochs", "attempts", "error"),
+        *(loss("difference"), loss("difference_error"), "probability_best", "indistinguishable"),
+    )
 
 
 def section(known: Known, choice: Choice | None = None) -> Section:
@@ -66,19 +75,19 @@ def _head(known: Known, choice: Choice | None) -> tuple[list[str], tuple[int, ..
     if gammas.F:
         head.append(f"force rmse / {known.force_unit}")
     if gammas.U:
-        head.append(f"energy rmse / {known.energy_unit}")
+        head.append(f"energy rmse / {known.energy_unit} per bead")
     return [*head, "best epoch", "epochs", "attempts"], (1,)
 
 
-def _row(known: Known, one: Member, best: Member | None, choice: Choice | None) -> list[str]:
+def _row(known: Known, one: Member, best: Member | None, choice: Choice | None) -> list[Content]:
     gammas = known.config.training.gammas
     compared = None if choice is None else choice.of(one.seed)
     above, error = None, None if compared is None else compared.error
     if best is not None and one.best_loss is not None and best.best_loss is not None:
         above = one.best_loss - best.best_loss
-    row = [
+    row: list[Content] = [
         str(one.seed),
-        one.state if one.counts or not one.is_done else f"{one.state}, not counted",
+        _state(one),
         with_error(one.best_loss, loss_error(one, choice), 5),
         NOTHING if above is None or one is best else signed(above, error),
     ]
@@ -95,6 +104,12 @@ def _row(known: Known, one: Member, best: Member | None, choice: Choice | None) 
         f"{one.last_epoch} of {one.epochs}",
         str(one.attempts),
     ]
+
+
+def _state(one: Member) -> Content:
+    if one.state == State.FAILED:
+        return html.tag("strong", one.state, class_="failed")
+    return one.state if one.counts or not one.is_done else f"{one.state}, not counted"
 
 
 def _errors(members: Sequence[Member]) -> list[Content]:
@@ -126,7 +141,7 @@ def _csv(known: Known, choice: Choice | None) -> tuple[Sequence[str], list[Seque
         )
         for one in known.members
     ]
-    return _COLUMNS, rows
+    return _columns(known), rows
 
 
 def _compared(choice: Choice | None, seed: int) -> tuple[Any, ...]:

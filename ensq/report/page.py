@@ -33,7 +33,7 @@ class Figure:
         csv = f"{prefix}-{self.name}.csv"
         picture = tag(
             "picture",
-            tag("source", media=f"(max-width: {NARROW}px)", srcset=_inline(self.narrow)),
+            tag("source", media=f"screen and (max-width: {NARROW}px)", srcset=_inline(self.narrow)),
             tag("img", src=_inline(self.wide), alt=self.alt, decoding="async"),
         )
         numbers = tag("span", "Numbers: ", tag("a", csv, href=quote(csv)), class_="numbers")
@@ -57,7 +57,13 @@ class Section:
         heading = tag(
             "h2",
             self.title,
-            tag("a", "#", href=f"#{self.anchor}", class_="anchor", aria_label="link to here"),
+            tag(
+                "a",
+                "#",
+                href=f"#{self.anchor}",
+                class_="anchor",
+                aria_label=f"link to {self.title}",
+            ),
         )
         parts = [
             part.markup(prefix) if isinstance(part, Figure) else Html(part) for part in self.body

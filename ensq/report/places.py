@@ -61,7 +61,9 @@ def _rows(groups: Sequence[Group]) -> list[tuple[Any, ...]]:
     ]
 
 
-_COLUMNS = ("protein", "position", "name", "components", "rmse", "low", "high", "sigma")
+def _columns(sign: str) -> tuple[str, ...]:
+    numbers = (drawing.with_unit(name, sign) for name in ("rmse", "low", "high", "sigma"))
+    return ("protein", "position", "name", "components", *numbers)
 
 
 def _by_kind(stem: str, groups: Sequence[Group], sign: str) -> Figure:
@@ -75,7 +77,7 @@ def _by_kind(stem: str, groups: Sequence[Group], sign: str) -> Figure:
         caption="Root mean square error of force components (circles, with intervals), and the "
         "rms of "
         "sigma (diamonds).",
-        csv=drawing.as_csv(_COLUMNS, _rows(groups)),
+        csv=drawing.as_csv(_columns(sign), _rows(groups)),
         height=80 + 22 * len(groups),
         slim_height=100 + 22 * len(groups),
     )
@@ -112,12 +114,12 @@ def _by_place(stem: str, positions: Sequence[Group], sign: str) -> Figure:
     return drawing.figure(
         f"beads-{stem}",
         lambda canvas, narrow: _draw_places(canvas, narrow, positions, shown, sign),
-        alt=f"Force error by the place of the bead, {len(positions)} places of {len(proteins)} "
-        "proteins",
+        alt=f"Force error by the place of the bead, {len(positions)} places"
+        + (f" of {len(proteins)} proteins" if len(proteins) > 1 else ""),
         caption="Root mean square error of force components by the bead's place in the molecule, "
         "from 0 "
         f"(circles, the band is the interval), and the rms of sigma (diamonds).{more}",
-        csv=drawing.as_csv(_COLUMNS, _rows(positions)),
+        csv=drawing.as_csv(_columns(sign), _rows(positions)),
         height=60 + 260 * rows,
         slim_height=60 + 240 * rows,
     )

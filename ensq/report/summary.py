@@ -12,11 +12,12 @@ import numpy as np
 from ensq.calibration.figures import LEVEL
 from ensq.calibration.figures import Figure as Value
 from ensq.evaluation import Evaluation
+from ensq.jobs import State
 from ensq.report import html
 from ensq.report.chosen import Choice, loss_error
 from ensq.report.evaluated import unit
 from ensq.report.html import Content, Html
-from ensq.report.known import Known, Member
+from ensq.report.known import EARLY, Known, Member
 from ensq.report.numbers import between, percent, plain, with_error
 from ensq.report.page import Section
 
@@ -58,7 +59,11 @@ def _with_unit(number: str, unit: str) -> Content:
 
 def _members(known: Known) -> tuple[Content, Content]:
     counts = Counter(one.state for one in known.members)
-    others = ", ".join(f"{count} {state}" for state, count in counts.items() if state != "done")
+    others = ", ".join(
+        f"{count} {state.replace(f'{EARLY}: ', 'stopped early (')}"
+        for state, count in counts.items()
+        if state != State.DONE
+    )
     done, whole = len(known.finished), len(known.members)
     epochs = sum(one.last_epoch for one in known.members if one.state != "cancelled")
     wanted = sum(one.epochs for one in known.members if one.state != "cancelled")
@@ -71,7 +76,7 @@ def _lowest(known: Known, best: Member, choice: Choice | None) -> tuple[Content,
     small = f"seed {best.seed}, epoch {best.best_epoch} of {best.epochs}"
     if len(losses) > 1:
         spread = with_error(float(np.mean(losses)), float(np.std(losses)), 5)
-        small += f"; mean ± std of {len(losses)} members: {spread}"
+        small += f"; all {len(losses)} members, mean ± std: {spread}"
     loss = with_error(best.best_loss, loss_error(best, choice), 5)
     return _with_unit(loss, known.loss_unit), small
 

@@ -70,7 +70,7 @@ def _one(report: Report, stem: str) -> list[Content | Figure]:
             _scores(quantity.spread, fitted, made.ddof),
         ]
         if fitted is not None and made.calibration is not None:
-            parts.append(_factors(fitted, made.calibration))
+            parts += [_factors(fitted, made.calibration), html.paragraph(_FACTORS)]
     return parts
 
 
@@ -114,14 +114,14 @@ def _figure(report: Report, stem: str, name: str, quantity: Quantity) -> Figure:
     arrays = report.arrays
     area = text(quantity.spread.scores.miscalibration_area)
     rows: list[tuple[Any, ...]] = [
-        ("bins", *(float(arrays[f"{name}_bins_{key}"][place]) for key in _BINS))
+        ("bins", quantity.unit, *(float(arrays[f"{name}_bins_{key}"][place]) for key in _BINS))
         for place in range(len(arrays.get(f"{name}_bins_sigma", ())))
     ]
     for curve in ("", *(f"_{how}" for how in WAYS)):
         key = f"{name}_curve_observed{curve}"
         if key in arrays:
             rows += [
-                (f"curve{curve}", float(x), float(y), None, None)
+                (f"curve{curve}", "share", float(x), float(y), None, None)
                 for x, y in zip(arrays["curve_expected"], arrays[key], strict=True)
             ]
     more = [how for how in STYLES if f"{name}_curve_observed_{how}" in arrays]
@@ -132,12 +132,12 @@ def _figure(report: Report, stem: str, name: str, quantity: Quantity) -> Figure:
         f"sigma-{name}-{stem}",
         lambda canvas, narrow: _draw(canvas, narrow, report, name, quantity),
         alt=f"Error against sigma, and calibration curve with a miscalibration area of {area}",
-        caption="Left: samples in bins of sigma; the root mean square error of each with its "
-        "interval. "
-        "Right: the share of errors within the central interval that should hold the share below; "
-        "the "
-        f"area between the line of sigma as it is and the diagonal is {area} (0 to 0.5).{after}",
-        csv=drawing.as_csv(("what", "x", "y", "low", "high"), rows),
+        caption="Left or above: samples in bins of sigma; the root mean square error of each with "
+        "its interval. Right or below: the share of errors within the central interval that should "
+        "hold the share on the axis; the area between the line of sigma as it is and the diagonal "
+        f"is {area} (0 to 0.5).{after}",
+        # of bins sigma and rms error in the unit, of curves expected and observed shares
+        csv=drawing.as_csv(("what", "unit", "x", "y", "low", "high"), rows),
         height=400,
         slim_height=720,
     )
@@ -213,15 +213,29 @@ def _curves(axes: Any, report: Report, name: str) -> None:
 # -- tables -------------------------------------------------------------------------------------
 
 
+_FACTORS = (
+    "A factor makes an uncertainty of the spread. Global: the likeliest factor for normal errors. "
+    "Imbalzano: the same, free of the bias of few members. With noise: a factor, and noise of the "
+    "labels that is the same everywhere. Judged: on frames that the factors were not fitted on."
+)
+_SCORES = (
+    "NLL: mean negative log likelihood of the errors, lower is better; only its differences "
+    "count, since its zero hangs on the unit. Area: between the calibration curve and the "
+    "diagonal, 0 is best."
+)
+
+
 def _scores(spread: Spread, fitted: Fitted | None, ddof: int) -> Content:
-    head = ("", "NLL", "area", "within 1 sigma", "within 2 sigma", "rms error / rms sigma")
+    head = ("sigma", "NLL", "area", "within 1 sigma", "within 2 sigma", "rms error / rms sigma")
     rows = [_score(f"all frames, sigma as it is (ddof {ddof})", spread.scores)]
     if fitted is not None:
         rows += [
             _score(f"judged: {WAYS.get(one.how, one.how)}", one.scores) for one in fitted.judged
         ]
     normal = ("for normal errors", "", "0", "68.3 %", "95.4 %", "1")
-    return html.table(head, [*rows, normal], left=(0,), label="scores of the uncertainty")
+    return html.table(
+        head, [*rows, normal], left=(0,), caption=_SCORES, label="scores of the uncertainty"
+    )
 
 
 def _score(name: str, scores: Scores) -> tuple[Content, ...]:
