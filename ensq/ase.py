@@ -118,6 +118,8 @@ class EnsembleCalculator(Calculator):
         if self.calibrated is not None:
             self.ensemble.calibration.check(self.calibrated)
         if self.threshold is None:
+            if self.record is not None:
+                raise UsageError("record keeps frames over the threshold: give a threshold, too")
             return
         if not self.threshold > 0:
             raise UsageError(f"threshold is {self.threshold}; it must be over 0 (eV/Angstrom)")

@@ -258,6 +258,11 @@ def test_wrong_options_are_refused(loaded: LoadedEnsemble, options: Any, says: s
 # -- which atoms -------------------------------------------------------------------------------
 
 
+def test_a_file_for_frames_needs_a_threshold(loaded: LoadedEnsemble, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="give a threshold, too"):
+        loaded.calculator(record=tmp_path / "kept.extxyz")
+
+
 def test_members_are_calculators_of_their_own(loaded: LoadedEnsemble) -> None:
     atoms = beads()
     singles = []
