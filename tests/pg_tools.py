@@ -78,11 +78,11 @@ class Server:
 
     def start(self) -> None:
         log = self.folder / "log"
-        self._run("pg_ctl", "-D", self.data, "-l", log, "-w", "-t", "60", "start")
+        self._run("pg_ctl", "-D", self.data, "-l", log, "-w", "-t", "240", "start")
 
     def stop(self, mode: str = "fast") -> None:
         """Stop; 'immediate' is a crash."""
-        self._run("pg_ctl", "-D", self.data, "-w", "-t", "60", "-m", mode, "stop")
+        self._run("pg_ctl", "-D", self.data, "-w", "-t", "240", "-m", mode, "stop")
 
     def restart(self, mode: str = "fast") -> None:
         self.stop(mode)

@@ -83,8 +83,13 @@ def test_store_agrees_with_the_model_for_long_on_postgresql(engine_url: str) -> 
 
 
 def finds_a_violation(url: str) -> None:
-    with pytest.raises(AssertionError):
-        run(url, 300, phases=(Phase.generate,), report_multiple_bugs=False)
+    """Within 1,500 sequences; nearly always the first few hundred do."""
+    for _ in range(5):
+        try:
+            run(url, 300, phases=(Phase.generate,), report_multiple_bugs=False)
+        except AssertionError:
+            return
+    pytest.fail("nothing was found")
 
 
 def test_machine_sees_a_fence_that_looks_at_the_job_alone(
