@@ -95,13 +95,42 @@ def coordinates(
     return [one for one in found if len(one.index)]
 
 
-def is_chain(R: Array, real: Array) -> bool:
-    """Whether beads that follow each other have about one distance."""
+def is_chain(R: Array, real: Array, cell: Array | None = None) -> bool:
+    """Whether beads that follow each other have about one distance; ``cell`` [T,3,3]: to the nearest
+    image."""
     bonds = _runs(real, 2)
     if not len(bonds):
         return False
-    length = np.linalg.norm(R[:, bonds[:, 1]] - R[:, bonds[:, 0]], axis=-1)
+    length = np.linalg.norm(nearest_image(R[:, bonds[:, 1]] - R[:, bonds[:, 0]], cell), axis=-1)
     return bool(length.mean() > 0 and length.std() <= WIDEST * length.mean())
+
+
+def nearest_image(vector: Array, cell: Array | None) -> Array:
+    """Vectors [T,n,3] less the lattice vectors that they cross; right for those that are shorter
+    than half of the cell is high. ``cell`` [T,3,3] with zero rows where a direction is open."""
+    if cell is None:
+        return vector
+    crossed = np.rint(vector @ np.linalg.pinv(cell))
+    return np.asarray(vector - crossed @ cell)
+
+
+def bonded_beads(
+    R: Array,
+    real: Array,
+    species: Array,
+    names: Sequence[str],
+    *,
+    elements: bool,
+    cell: Array | None = None,
+) -> Array:
+    """[N,N] bool: atoms near enough for a bond, or beads that follow each other in a chain."""
+    if elements:
+        return bonded_atoms(R, real, [names[number] for number in species], cell)
+    found = np.zeros((len(real), len(real)), bool)
+    if is_chain(R, real, cell):
+        first = _runs(real, 2)[:, 0]
+        found[first, first + 1] = found[first + 1, first] = True
+    return found
 
 
 def bonds_of(found: Sequence[Coordinate]) -> Array:
@@ -131,16 +160,26 @@ def _runs(real: Array, size: int) -> Array:
     return np.asarray(runs[real[runs].all(axis=1)])
 
 
-def _of_atoms(R: Array, real: Array, symbols: Sequence[str]) -> list[Coordinate]:
+def bonded_atoms(
+    R: Array, real: Array, symbols: Sequence[str], cell: Array | None = None
+) -> Array:
+    """[N,N] bool: whose mean distance in the data, to the nearest image, is that of a bond."""
     from ase.data import atomic_numbers, covalent_radii
 
     radius = np.array([covalent_radii[atomic_numbers[symbol]] for symbol in symbols])
     mean = np.zeros((len(real), len(real)))
-    some = R[:: max(1, len(R) // AVERAGED)].astype(np.float64)
-    for frame in some:
-        mean += np.linalg.norm(frame[:, None] - frame[None], axis=-1) / len(some)
-    bonded = (mean < BONDED * (radius[:, None] + radius)) & real[:, None] & real
+    some = np.arange(len(R))[:: max(1, len(R) // AVERAGED)]
+    for number in some:
+        frame = R[number].astype(np.float64)
+        box = None if cell is None else cell[number]
+        mean += np.linalg.norm(nearest_image(frame[:, None] - frame[None], box), axis=-1)
+    bonded = (mean < BONDED * len(some) * (radius[:, None] + radius)) & real[:, None] & real
     np.fill_diagonal(bonded, False)
+    return np.asarray(bonded)
+
+
+def _of_atoms(R: Array, real: Array, symbols: Sequence[str]) -> list[Coordinate]:
+    bonded = bonded_atoms(R, real, symbols)
     pairs = np.argwhere(np.triu(bonded))
     by_label: dict[str, list[Array]] = {}
     for i, j in pairs:

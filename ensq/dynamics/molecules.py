@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensq import data
-from ensq.dynamics.measures import Coordinate, bonds_of, coordinates
+from ensq.dynamics.contacts import free_pairs
+from ensq.dynamics.measures import Coordinate, bonded_beads, bonds_of, coordinates, nearest_image
 
 Array = NDArray[Any]
 
@@ -31,6 +32,8 @@ class Molecule:
     bonds: Array  # [b,2]
     low: Array  # [b] Angstrom: shorter is broken
     high: Array  # [b] longer is
+    free: Array  # [N,N] bool: pairs that no bond and no angle holds
+    bond: float | None  # Angstrom, the mean length of bonds; None: there are none
 
     @property
     def beads(self) -> int:
@@ -71,7 +74,18 @@ def _molecule(
         measured = coordinates(R, real, species, names, elements=elements)
     bonds = bonds_of(measured)
     low, high = bond_limits(R, bonds)
-    return Molecule(name, index, real, species, tuple(measured), bonds, low, high)
+    cell = frames.cell[index] if frames.cell is not None and not measured else None
+    bonded = bonded_beads(R, real, species, names, elements=elements, cell=cell)
+    free, bond = free_pairs(real, bonded), _mean_length(R, bonded, cell)
+    return Molecule(name, index, real, species, tuple(measured), bonds, low, high, free, bond)
+
+
+def _mean_length(R: Array, bonded: Array, cell: Array | None) -> float | None:
+    i, j = np.nonzero(np.triu(bonded))
+    if not len(i):
+        return None
+    vector = nearest_image(R[:, j].astype(float) - R[:, i], cell)
+    return float(np.linalg.norm(vector, axis=-1).mean())
 
 
 def bond_limits(R: Array, bonds: Array) -> tuple[Array, Array]:

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensq import data, units
+from ensq.dynamics import contacts
+from ensq.dynamics.contacts import Nearest
 from ensq.dynamics.molecules import Molecule, energy_limits, kinetic_limit, molecules_of
 from ensq.dynamics.options import OF_ATOMS, OF_BEADS, Options, numbers_in
 from ensq.ensemble import LoadedEnsemble
@@ -42,6 +44,8 @@ class Prepared:
     energies: tuple[tuple[float, float], ...]  # lowest and highest allowed, by molecule
     kinetic: tuple[float, ...]  # highest allowed, by molecule
     epsilon: Array  # [n] of all beads of the reference frames
+    near: tuple[tuple[Array, Nearest] | None, ...]  # by molecule: frames of ``frames``, contacts
+    contact: tuple[float, ...]  # nearer is an overlap, by molecule
 
 
 def prepare(ensemble: LoadedEnsemble, source: Path, options: Options, say: Say) -> Prepared:
@@ -75,6 +79,8 @@ def prepare(ensemble: LoadedEnsemble, source: Path, options: Options, say: Say) 
         )
     )
     kinds = _which(reference, molecules, source)
+    near = tuple(_near(some, one, ensemble.config.model.cutoff) for one in molecules)
+    smallest = min((float(one[1].distance.min()) for one in near if one), default=0.0)
     return Prepared(
         frames=some,
         starts=starts,
@@ -89,6 +95,8 @@ def prepare(ensemble: LoadedEnsemble, source: Path, options: Options, say: Say) 
         ),
         kinetic=tuple(kinetic_limit(one.beads, kT) for one in molecules),
         epsilon=predicted.epsilon[predicted.mask],
+        near=near,
+        contact=tuple(contacts.limit(smallest, one.bond) for one in molecules),
     )
 
 
@@ -125,7 +133,18 @@ def limits_of(prepared: Prepared, options: Options) -> Limits:
         energy_high=energies[:, 1],
         kinetic=np.array(prepared.kinetic)[prepared.molecule],
         epsilon=np.full(len(every), top),
+        pairs=np.stack([one.free for one in every]),
+        contact=np.array(prepared.contact)[prepared.molecule],
     )
+
+
+def _near(frames: data.Data, molecule: Molecule, cutoff: float) -> tuple[Array, Nearest] | None:
+    """The nearest pairs in the data, of as many frames as time allows; None: all are held."""
+    if not molecule.free.any():
+        return None
+    index = spread(molecule.frames, max(100, contacts.PAIRS // len(molecule.real) ** 2))
+    cell = None if frames.cell is None else frames.cell[index]
+    return index, contacts.nearest(frames.R[index], molecule.free, cutoff, cell)
 
 
 def _reference(ensemble: LoadedEnsemble, source: Path, frames: int) -> Array:

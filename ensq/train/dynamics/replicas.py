@@ -18,7 +18,7 @@ from ensq import data
 from ensq.errors import DataError
 from ensq.train.dynamics import step
 from ensq.train.dynamics.step import Beads, Forces, Layout, Limits, Settings, Walk
-from ensq.train.neighbours import build_neighbours, count_neighbours, is_periodic
+from ensq.train.neighbours import Neighbours, build_neighbours, count_neighbours, is_periodic
 from ensq.train.predicting import Predictor, of_members
 
 SKIN = 2.0  # Angstrom beyond the cutoff, in which neighbours are kept
@@ -44,6 +44,10 @@ class Look:
     epsilon: NDArray[Any]  # [R,N]
     peak: NDArray[Any]  # [R] largest epsilon
     bonds: NDArray[Any]  # [R,2] shortest and longest
+    nearest: NDArray[Any]  # [R] distance of watched pairs now, the cutoff at most
+    pair: NDArray[Any]  # [R,2] which
+    closest: NDArray[Any]  # [R] smallest of them
+    closest_pair: NDArray[Any]  # [R,2] which
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Stop:
 
     reason: str  # one of ``REASONS``
     value: float
-    which: int  # the bond, or the bead with the largest epsilon
+    which: int  # the bond, the pair (i * N + j), or the bead with the largest epsilon
 
 
 class Dynamics:
@@ -87,6 +91,7 @@ class Dynamics:
         self._predictor, self._starts = predictor, starts
         self._cutoff, self._skin = predictor.model.cutoff, skin
         self._periodic = is_periodic(starts.cell)
+        self._pairs = limits.pairs
         self._width, self._all = 0, all_pairs
         self.rebuilt = 0  # how often neighbours were found
         with self.precision():
@@ -192,7 +197,14 @@ class Dynamics:
             offset=None if offset is None else jnp.asarray(offset, dtype),
             origin=position,
             reach=jnp.asarray(reach, dtype),
+            free=self._free(found),
         )
+
+    def _free(self, found: Neighbours) -> jax.Array | None:
+        """Which neighbours are watched pairs."""
+        if self._pairs is None:
+            return None
+        return jnp.asarray(found.mask & np.take_along_axis(self._pairs, found.index, axis=2))
 
     def _choose(self, most: int, beads: int) -> None:
         """How many places a bead has for neighbours: never fewer than before."""
@@ -224,9 +236,18 @@ class Dynamics:
             epsilon=np.asarray(walk.epsilon, np.float64),
             peak=held(walk.peak, "peak"),
             bonds=held(np.stack([walk.shortest, walk.longest], axis=1), "bonds"),
+            nearest=np.minimum(np.asarray(walk.nearest, np.float64), self._cutoff),
+            pair=self._beads_of(walk.pair),
+            closest=held(np.minimum(np.asarray(walk.closest), self._cutoff), "closest"),
+            closest_pair=self._beads_of(walk.closest_pair),
         )
         self._held = look
         return look
+
+    def _beads_of(self, pair: Any) -> NDArray[Any]:
+        """[R,2] beads of pairs [R]."""
+        beads = self._starts.mask.shape[1]
+        return np.sort(np.stack(np.divmod(np.asarray(pair), beads), axis=1), axis=1)
 
     def _check_start(self) -> None:
         code = np.asarray(self._walk.reason)
@@ -259,6 +280,7 @@ def _on_device(limits: Limits, dtype: str) -> Limits:
         **{
             name: jnp.asarray(values, places.get(name, dtype))
             for name, values in limits._asdict().items()
+            if name != "pairs" and values is not None
         }
     )
 

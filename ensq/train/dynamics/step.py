@@ -22,13 +22,14 @@ from jax import Array
 from jax_md import simulate
 
 from ensq import units
+from ensq.train.dynamics import contacts
 from ensq.train.models import Frames
 
 __all__ = ["REASONS", "Forces", "Layout", "Limits", "Settings", "Walk", "enable_x64"]
 
 # What stops a replica; the number is the code in ``Walk.reason``, 0 is nothing.
-REASONS = ("", "not finite", "moved", "bond", "energy", "temperature", "epsilon")
-NOT_FINITE, MOVED, BOND, ENERGY, TEMPERATURE, EPSILON = range(1, 7)
+REASONS = ("", "not finite", "moved", "bond", "energy", "temperature", "epsilon", "contact")
+NOT_FINITE, MOVED, BOND, ENERGY, TEMPERATURE, EPSILON, CONTACT = range(1, 8)
 FARTHEST = 1.0  # Angstrom that a bead may move in one step: thermal ones move a tenth of it
 
 
@@ -84,6 +85,9 @@ class Limits(NamedTuple):
     energy_high: Any  # [R]
     kinetic: Any  # [R] the highest kinetic energy
     epsilon: Any  # [R] the highest of a bead
+    # None: no pair is watched.
+    pairs: Any = None  # [R,N,N] bool: those that no bond and no angle holds; on the host only
+    contact: Any = None  # [R] Angstrom: nearer they overlap
 
 
 class Layout(NamedTuple):
@@ -96,6 +100,7 @@ class Layout(NamedTuple):
     offset: Array | None  # [R,N,M,3]
     origin: Array  # [R,N,3]
     reach: Array  # [] Angstrom
+    free: Array | None = None  # [R,N,M] bool: pairs that are watched
 
 
 class Walk(NamedTuple):
@@ -108,13 +113,17 @@ class Walk(NamedTuple):
     done: Array  # [R] int32 good steps
     reason: Array  # [R] int32
     value: Array  # [R] of what was beyond its limit; 0 where it was no number
-    which: Array  # [R] int32 the bond or bead of it
+    which: Array  # [R] int32 the bond, bead or pair (i * N + j) of it
+    nearest: Array  # [R] of the watched pairs; infinite where none are neighbours
+    pair: Array  # [R] int32 which
     # since they were last set to zero:
     heat: Array  # [R] sum of the kinetic energies of all steps
     counted: Array  # [R] int32 steps in that sum
     peak: Array  # [R] largest epsilon
     shortest: Array  # [R] bond
     longest: Array  # [R] bond
+    closest: Array  # [R] watched pair
+    closest_pair: Array  # [R] int32 which
 
 
 class Beads(NamedTuple):
@@ -174,6 +183,7 @@ def begin(
     momentum = jnp.sqrt(mass * bath.kT) * drawn * beads.mask[..., None]
     energy, force, epsilon = forces(position, beads, layout)
     none, zero = jnp.zeros(replicas, jnp.int32), jnp.zeros(replicas, dtype)
+    nearest, pair = contacts.nearest(position, layout)
     walk = Walk(
         md=simulate.NVTLangevinState(position, momentum, force, mass, keys[:, 1]),
         energy=energy,
@@ -183,11 +193,15 @@ def begin(
         reason=none,
         value=zero,
         which=none,
+        nearest=nearest,
+        pair=pair,
         heat=zero,
         counted=none,
         peak=epsilon.max(axis=1),
         shortest=zero,
         longest=zero,
+        closest=nearest,
+        closest_pair=pair,
     )
     code, value, which, (shortest, longest) = _judged(walk, walk, beads, limits, jnp.inf)
     kinetic = kinetic_energy(walk, beads)
@@ -242,6 +256,7 @@ def forget(walk: Walk) -> Walk:
         peak=zero,
         shortest=zero + jnp.inf,
         longest=zero,
+        closest=zero + jnp.inf,
     )
 
 
@@ -273,7 +288,8 @@ def _step(
     stale = (walk.alive & away & ~jumped).any()
     energy, force, epsilon = forces(md.position, beads, layout)
     md = jax.vmap(lambda one: simulate.momentum_step(one, half))(md.set(force=force))
-    new = walk._replace(md=md, energy=energy, epsilon=epsilon)
+    nearest, pair = contacts.nearest(md.position, layout)
+    new = walk._replace(md=md, energy=energy, epsilon=epsilon, nearest=nearest, pair=pair)
     code, value, which, (shortest, longest) = _judged(new, walk, beads, limits, farthest)
     good = walk.alive & (code == 0)
     new = new._replace(
@@ -283,6 +299,8 @@ def _step(
         peak=jnp.maximum(walk.peak, epsilon.max(axis=1)),
         shortest=jnp.minimum(walk.shortest, shortest),
         longest=jnp.maximum(walk.longest, longest),
+        closest=jnp.minimum(walk.closest, nearest),
+        closest_pair=jnp.where(nearest < walk.closest, pair, walk.closest_pair),
     )
     new = jax.tree_util.tree_map(
         lambda old, own: jnp.where(good.reshape(-1, *(1,) * (own.ndim - 1)), own, old), walk, new
@@ -311,7 +329,8 @@ def _farthest(one: Array, other: Array, beads: Beads) -> Array:
 def _judged(
     new: Walk, old: Walk, beads: Beads, limits: Limits, farthest: Any
 ) -> tuple[Array, Array, Array, tuple[Array, Array]]:
-    """Why each replica is to be stopped: code, value, which bond or bead; its range of bonds."""
+    """Why each replica is to be stopped: code, value, which bond, bead or pair; its range of
+    bonds."""
     jump = _farthest(new.md.position, old.md.position, beads)
     length, beyond, which, bonds = _bonds(new.md.position, limits)
     kinetic = kinetic_energy(new, beads)
@@ -324,6 +343,7 @@ def _judged(
         (NOT_FINITE, ~finite, jnp.zeros_like(kinetic)),
         (MOVED, jump > farthest, jump),
         (BOND, beyond, length),
+        *_overlap(new, limits),
         (ENERGY, ~cold, new.energy),
         (TEMPERATURE, kinetic > limits.kinetic, kinetic),
         (EPSILON, largest > limits.epsilon, largest),
@@ -333,7 +353,15 @@ def _judged(
         code = jnp.where(holds, number, code)
         value = jnp.where(holds, what, value)
     place = jnp.where(code == BOND, which, new.epsilon.argmax(axis=1))
+    place = jnp.where(code == CONTACT, new.pair, place)
     return code, value, place.astype(jnp.int32), bonds
+
+
+def _overlap(new: Walk, limits: Limits) -> tuple[tuple[int, Array, Array], ...]:
+    """The test of contacts, if there is one."""
+    if limits.contact is None:
+        return ()
+    return ((CONTACT, new.nearest < limits.contact, new.nearest),)
 
 
 def _bonds(position: Array, limits: Limits) -> tuple[Array, Array, Array, tuple[Array, Array]]:
