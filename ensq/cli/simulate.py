@@ -156,6 +156,7 @@ def _lines(found: Simulation, files: list[Path]) -> list[str]:
         f"{found.name}: mean of {len(found.seeds)} members, {found.n_replicas} replicas, "
         f"{found.temperature:g} K, {found.timestep:g} fs, friction {found.friction:g}/ps",
         *_how_it_went(found),
+        *_contacts(found),
         *_epsilons(found),
         *_distributions(found),
         *_wrapped(found.verdict),
@@ -198,6 +199,23 @@ def _how_it_went(found: Simulation) -> list[str]:
             f"speed: {found.steps_per_second:.3g} steps/s of all replicas together, "
             f"{nanoseconds:.3g} ns/day each"
         )
+    return lines
+
+
+def _contacts(found: Simulation) -> list[str]:
+    lines = []
+    for one in found.contacts:
+        of = f" of {one.molecule}" if one.molecule else ""
+        text = (
+            f"contacts{of}: {one.smallest:.3g} Angstrom or more ({one.named(one.pair, one.names)})"
+            f"; in the data {one.data_smallest:.3g} ({one.named(one.data_pair, one.data_names)})"
+        )
+        if one.closer is not None:
+            text += (
+                f"; {100 * one.closer:.3g} % of the frames are closer than 99 % of the data's, "
+                f"{one.data_level:.3g} (1 % is usual)"
+            )
+        lines += _wrapped(text, "", "  ")
     return lines
 
 

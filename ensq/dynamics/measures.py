@@ -160,9 +160,7 @@ def _runs(real: Array, size: int) -> Array:
     return np.asarray(runs[real[runs].all(axis=1)])
 
 
-def bonded_atoms(
-    R: Array, real: Array, symbols: Sequence[str], cell: Array | None = None
-) -> Array:
+def bonded_atoms(R: Array, real: Array, symbols: Sequence[str], cell: Array | None = None) -> Array:
     """[N,N] bool: whose mean distance in the data, to the nearest image, is that of a bond."""
     from ase.data import atomic_numbers, covalent_radii
 

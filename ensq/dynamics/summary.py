@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensq import simulation, units
+from ensq.dynamics import contacts
 from ensq.dynamics.distributions import BLOCKS, compare
 from ensq.dynamics.options import Options
 from ensq.dynamics.preparing import Prepared
 from ensq.dynamics.trajectory import Trajectory
 from ensq.ensemble import LoadedEnsemble
 from ensq.resampling import blocks_of
-from ensq.simulation import Distribution, Simulation
+from ensq.simulation import Contacts, Distribution, Simulation
 
 if TYPE_CHECKING:
     from ensq.dynamics.running import Recorded
@@ -85,6 +86,9 @@ def summarize(
         recorded=trajectory.recorded,
         steps_done=looks[-1].done,
         distributions=_distributions(prepared, trajectory, kept),
+        contacts=_contacts(ensemble, prepared, recorded, trajectory, kept),
+        nearest=np.stack([look.nearest for look in looks]),
+        closest=np.stack([look.closest for look in looks]),
     )
     return simulation.judged(found)
 
@@ -139,6 +143,64 @@ def _distributions(
     return tuple(found)
 
 
+def _contacts(
+    ensemble: LoadedEnsemble,
+    prepared: Prepared,
+    recorded: Recorded,
+    trajectory: Trajectory,
+    kept: Array,
+) -> tuple[Contacts, ...]:
+    """By molecule: the closest pair of all, and frames held against those of the data."""
+    near, pair, closest, closest_pair = (
+        np.stack([getattr(look, name) for look in recorded.looks])
+        for name in ("nearest", "pair", "closest", "closest_pair")
+    )
+    found = []
+    for number, molecule in enumerate(prepared.molecules):
+        own, data = np.flatnonzero(prepared.molecule == number), prepared.near[number]
+        if data is None or not len(own):
+            continue
+
+        def names(beads: Any, species: Array = molecule.species) -> tuple[str, str]:
+            i, j = (ensemble.species_names[int(species[int(bead)])] for bead in beads)
+            return i, j
+
+        index, theirs = data
+        look, replica = np.unravel_index(closest[:, own].argmin(), closest[:, own].shape)
+        least = int(theirs.distance.argmin())
+        beads = closest_pair[look, own[replica]]
+        values: dict[str, Any] = {}
+        chosen = np.nonzero(kept & (prepared.molecule == number))
+        if len(chosen[0]):
+            part = prepared.frames.take(index)
+            block = blocks_of(part.n_frames, replica=part.replica, wanted=BLOCKS)
+            _, group = np.unique(chosen[1], return_inverse=True)
+            group = np.asarray(group).reshape(-1)
+            values = contacts.compared(near[chosen], group, theirs.distance, block)
+            usual = contacts.commonest(pair[chosen][near[chosen] < values["data_level"]])
+            if usual is not None:
+                values |= {"usual_pair": usual[0], "usual_names": names(usual[0])}
+        values = {"data_level": float(np.quantile(theirs.distance, contacts.LEVEL))} | values
+        found.append(
+            Contacts(
+                molecule=molecule.name,
+                ceiling=float(ensemble.config.model.cutoff),
+                limit=prepared.contact[number],
+                smallest=float(closest[look, own[replica]]),
+                pair=(int(beads[0]), int(beads[1])),
+                names=names(beads),
+                replica=int(own[replica]),
+                time=float(trajectory.time[look]),
+                data_smallest=float(theirs.distance[least]),
+                data_pair=(int(theirs.pair[least][0]), int(theirs.pair[least][1])),
+                data_names=names(theirs.pair[least]),
+                data_frames=len(index),
+                **values,
+            )
+        )
+    return tuple(found)
+
+
 def _bond_words(prepared: Prepared) -> str:
     low = [float(one.low.min()) for one in prepared.molecules if len(one.bonds)]
     high = [float(one.high.max()) for one in prepared.molecules if len(one.bonds)]
@@ -161,6 +223,12 @@ def _reason(
         words = (
             f"the bond of beads {i} and {j} was {value:.4g} Angstrom, outside "
             f"{molecule.low[which]:.3g} to {molecule.high[which]:.3g}"
+        )
+    elif stop.reason == "contact":
+        i, j = sorted(divmod(which, len(molecule.real)))
+        words = (
+            f"beads {i} and {j} were {value:.4g} Angstrom apart, below "
+            f"{prepared.contact[prepared.molecule[replica]]:.3g}: they overlap"
         )
     else:
         words = {

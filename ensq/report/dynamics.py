@@ -17,7 +17,7 @@ from ensq.report.html import Content
 from ensq.report.known import Known
 from ensq.report.numbers import NOTHING, interval, percent, plain, with_error
 from ensq.report.page import Figure, Section
-from ensq.simulation import Distribution, Simulation
+from ensq.simulation import Contacts, Distribution, Simulation
 
 if TYPE_CHECKING:
     from ensq.dynamics.given import Given
@@ -109,7 +109,16 @@ def _facts(found: Simulation) -> list[tuple[Content, Content]]:
     if found.extrapolation is not None:
         text = f"{percent(found.extrapolation)} of beads; 1 % is what the data themselves have"
         facts.append(("epsilon above the data's 99th percentile", text))
+    facts += [_near(one) for one in found.contacts]
     return facts
+
+
+def _near(one: Contacts) -> tuple[Content, Content]:
+    """How near beads without a bond came, and how near they do in the data."""
+    text = f"{plain(one.smallest, 3)} Å at least, {plain(one.data_smallest, 3)} Å in the data"
+    if one.closer is not None:
+        text += f"; {percent(one.closer)} of frames are closer than 99 % of the data's"
+    return f"contacts of {one.molecule}" if one.molecule else "contacts", text
 
 
 def _over_time(found: Simulation, stem: str) -> Figure:
