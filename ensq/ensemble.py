@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from ensq import frames as framing
 from ensq.config import RunConfig
 from ensq.config.structs import DataConfig, UnitsConfig
 from ensq.errors import DataError, UsageError
+from ensq.masses import EVERY, RESIDUES, masses_of
 from ensq.prediction import Prediction
 from ensq.trained import Members
 
@@ -142,14 +143,34 @@ class LoadedEnsemble:
     def atoms(self, frames: data.Source | str | Path, index: int = 0) -> Any:
         """A frame as ``ase.Atoms``: of ``read``, or of a data file.
 
-        Beads that are no elements are X, of mass 1, with their names in the array ``bead``.
+        Beads that are no elements are X, with their names in the array ``bead`` and, where all are
+        amino acids, the masses of residues; else their mass is 1: see ``set_masses``.
         """
         from ensq.data.saving import atoms_of
 
         source = self.read(frames) if isinstance(frames, str | Path) else frames
         if not 0 <= index < source.n_frames:
             raise UsageError(f"no frame {index}: there are 0 to {source.n_frames - 1}")
-        return atoms_of(source.take(np.array([index])), 0)
+        atoms = atoms_of(source.take(np.array([index])), 0)
+        if not self.elements and all(name.upper() in RESIDUES for name in atoms.arrays["bead"]):
+            self.set_masses(atoms)
+        return atoms
+
+    def set_masses(self, atoms: Any, masses: Mapping[str, float] | float | None = None) -> None:
+        """Give ``ase.Atoms`` the masses that `ensq simulate` takes: ASE has 1 for a bead X.
+
+        Args:
+            atoms: With names of beads as the calculator takes them. Momenta are not changed.
+            masses: g/mol, by name or one for all; None: of elements and residues.
+
+        Raises UsageError for a species without a known mass, DataError for unknown beads.
+        """
+        kinds = self._source(atoms).species[0]
+        given = {EVERY: masses} if isinstance(masses, int | float) else masses
+        found = masses_of(
+            self.species_names, np.unique(kinds).tolist(), elements=self.elements, given=given
+        )
+        atoms.set_masses([found[kind] for kind in kinds])
 
     def frames(self, R: Any, species: Any, *, mask: Any = None, cell: Any = None) -> data.Data:
         """Frames from arrays in Angstrom; see ``ensq.frames.from_arrays``."""

@@ -412,3 +412,18 @@ def nearly(first: MemberResult) -> MemberResult:
     """A member whose predictions are nearly the same."""
     params = jax.tree_util.tree_map(lambda leaf: leaf * np.float32(1.0001), first.params)
     return dataclasses.replace(first, seed=first.seed + 1, params=params)
+
+
+def test_beads_get_masses_by_one_call_and_forces_stay(loaded: LoadedEnsemble) -> None:
+    atoms = beads()
+    atoms.calc = loaded.calculator()
+    before = atoms.get_forces()
+    with pytest.raises(UsageError, match="no mass is known"):
+        loaded.set_masses(atoms)
+    loaded.set_masses(atoms, {name: 10.0 + k for k, name in enumerate(loaded.species_names)})
+    names = list(loaded.species_names)
+    wanted = [10.0 + names.index(name) for name in atoms.arrays["bead"]]
+    assert atoms.get_masses().tolist() == wanted
+    np.testing.assert_array_equal(atoms.get_forces(), before)
+    loaded.set_masses(atoms, 12)
+    assert set(atoms.get_masses()) == {12.0}

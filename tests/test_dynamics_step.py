@@ -346,6 +346,24 @@ def test_each_limit_stops_the_replica_that_passes_it_and_says_which(case: str) -
         assert float(walk.value[1]) > 0.15
 
 
+def test_beads_that_overlap_stop_their_replica_and_pairs_that_are_not_watched_do_not() -> None:
+    """Replica 0 watches beads 0 and 1, which stay apart; replica 1 beads 0 and 2, which meet."""
+    start = np.zeros((2, 3, 3))
+    start[:, 1, 1], start[:, 2, 0] = 5.0, 0.3
+    run = Run(free, settings(1.0, 0.0, temperature=1e-6), start)
+    near = jnp.broadcast_to(jnp.array([[1, 2], [0, 2], [0, 1]]), (2, 3, 2))
+    watched = np.zeros((2, 3, 2), bool)
+    watched[0, 0, 0] = watched[0, 1, 0] = watched[1, 0, 1] = watched[1, 2, 0] = True
+    run.layout = run.layout._replace(nbr=near, free=jnp.asarray(watched))
+    assert run.on(2).reason.tolist() == [0, 0]  # no limit yet: the negative control
+    np.testing.assert_allclose(run.walk.closest, [5.0, 0.3], rtol=1e-4)
+    run.limits = run.limits._replace(contact=jnp.array([0.5, 0.5]))
+    walk = run.on(2)
+    assert walk.reason.tolist() == [0, step.CONTACT]
+    assert float(walk.value[1]) == pytest.approx(0.3, rel=1e-3)
+    assert sorted(divmod(int(walk.which[1]), 3)) == [0, 2]
+
+
 def test_a_bead_that_moves_too_far_in_one_step_stops_its_replica() -> None:
     walk = Run(free, settings(400.0, 0.0, temperature=3000.0), np.zeros((2, 5, 3))).on(3)
     assert walk.reason.tolist() == [step.MOVED] * 2 and float(walk.value[0]) > step.FARTHEST

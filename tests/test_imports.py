@@ -107,7 +107,7 @@ RULES: dict[str, frozenset[str]] = {
         "ensq.simulation": "numpy ensq.errors ensq.npzfile ensq.rundir",
         "ensq.ensemble": (
             "numpy ensq.ase ensq.calibration ensq.config ensq.data ensq.errors ensq.frames "
-            "ensq.prediction ensq.trained ensq.train"
+            "ensq.masses ensq.prediction ensq.trained ensq.train"
         ),
         "ensq.frames": "numpy ensq.data ensq.errors",
         "ensq.ase": (

@@ -96,8 +96,8 @@ def coordinates(
 
 
 def is_chain(R: Array, real: Array, cell: Array | None = None) -> bool:
-    """Whether beads that follow each other have about one distance; ``cell`` [T,3,3]: to the nearest
-    image."""
+    """Whether beads that follow each other have about one distance; ``cell`` [T,3,3]: to the
+    nearest image."""
     bonds = _runs(real, 2)
     if not len(bonds):
         return False

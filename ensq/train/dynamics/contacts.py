@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 def nearest(position: Array, layout: Layout) -> tuple[Array, Array]:
-    """[R] the smallest distance of a free pair (infinite where none are neighbours), and the pair
-    as i * N + j.
+    """[R] the smallest distance of a free pair (infinite where none are neighbours, 0 where none
+    is watched), and the pair as i * N + j.
 
     Neighbours hold all pairs within the cutoff: what is beyond may be there, or not.
     """
     replicas, beads = position.shape[:2]
     if layout.free is None:
-        return jnp.full(replicas, jnp.inf, position.dtype), jnp.zeros(replicas, jnp.int32)
+        return jnp.zeros(replicas, position.dtype), jnp.zeros(replicas, jnp.int32)
     vector = jax.vmap(lambda one, place: one[place])(position, layout.nbr) - position[:, :, None]
     if layout.offset is not None:
         vector = vector + layout.offset
