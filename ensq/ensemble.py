@@ -165,7 +165,7 @@ class LoadedEnsemble:
 
         Raises UsageError for a species without a known mass, DataError for unknown beads.
         """
-        kinds = self._source(atoms).species[0]
+        kinds = self._source(atoms).take(np.array([0])).species[0]
         given = {EVERY: masses} if isinstance(masses, int | float) else masses
         found = masses_of(
             self.species_names, np.unique(kinds).tolist(), elements=self.elements, given=given

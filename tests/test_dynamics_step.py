@@ -356,7 +356,7 @@ def test_beads_that_overlap_stop_their_replica_and_pairs_that_are_not_watched_do
     watched[0, 0, 0] = watched[0, 1, 0] = watched[1, 0, 1] = watched[1, 2, 0] = True
     run.layout = run.layout._replace(nbr=near, free=jnp.asarray(watched))
     assert run.on(2).reason.tolist() == [0, 0]  # no limit yet: the negative control
-    np.testing.assert_allclose(run.walk.closest, [5.0, 0.3], rtol=1e-4)
+    np.testing.assert_allclose(run.walk.nearest, [5.0, 0.3], rtol=1e-4)
     run.limits = run.limits._replace(contact=jnp.array([0.5, 0.5]))
     walk = run.on(2)
     assert walk.reason.tolist() == [0, step.CONTACT]
