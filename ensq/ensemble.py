@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -119,6 +119,7 @@ class LoadedEnsemble:
         config: DataConfig | None = None,
         *,
         units: UnitsConfig | None = None,
+        asked_for: Collection[str] = (),
     ) -> data.Source:
         """Frames of a data file with the model's species; labels need not be there.
 
@@ -126,6 +127,7 @@ class LoadedEnsemble:
             path: What `data.path` may name: a file, a folder, a converted set.
             config: Units and names of arrays of the file; None: those of the training.
             units: Of the file, in place of those.
+            asked_for: Labels (F, U) that must be there under their names in ``config``.
 
         Raises DataError.
         """
@@ -137,7 +139,7 @@ class LoadedEnsemble:
         settings = DataConfig(
             path=str(path), units=settings.units if units is None else units, keys=settings.keys
         )
-        found = data.load(Path(path), settings, None, self.config.unit)
+        found = data.load(Path(path), settings, None, self.config.unit, asked_for)
         return with_species(found, self.species_names, str(path))
 
     def atoms(self, frames: data.Source | str | Path, index: int = 0) -> Any:

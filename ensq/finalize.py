@@ -96,7 +96,7 @@ def finalize(
     say("reading results")
     results = [exports.read_member(store, ensemble, job) for job in done]
     members = tuple(
-        metadata.report_of(job, result, config) for job, result in zip(done, results, strict=True)
+        metadata.report_of(job, result) for job, result in zip(done, results, strict=True)
     )
     statistics = metadata.statistics_of(members)
     exported, sources = _exported(

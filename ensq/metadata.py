@@ -37,12 +37,10 @@ class MemberReport:
     attempts: int
 
 
-def report_of(job: Job, result: MemberResult, config: RunConfig) -> MemberReport:
+def report_of(job: Job, result: MemberResult) -> MemberReport:
     """Figures of a member, computed anew from its errors per frame."""
     from ensq.train import statistics
 
-    gammas = config.training.gammas
-    errors = (result.force_errors, result.energy_errors, result.components)
     scores = statistics.scores_of(result)
     if job.best_loss is None or not np.isclose(scores.loss, job.best_loss, rtol=1e-9):
         raise EnsqError(
@@ -53,7 +51,7 @@ def report_of(job: Job, result: MemberResult, config: RunConfig) -> MemberReport
         index=job.index,
         seed=job.seed,
         loss=scores.loss,
-        loss_error=selection.standard_error(statistics.frame_losses(*errors, gammas)),
+        loss_error=statistics.loss_error(result),
         final_loss=result.final_loss,
         rmse_force=scores.rmse_force,
         rmse_energy=scores.rmse_energy,

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +39,3 @@ def ensemble_statistics(losses: Sequence[float]) -> EnsembleStatistics:
         variance=float(values.var(ddof=0)),
         best=int(np.argmin(values)),
     )
-
-
-def standard_error(frame_losses: NDArray[Any]) -> float | None:
-    """Standard error of the mean over V frames taken as independent; None for fewer than two.
-
-    Frames of one trajectory are correlated, so that the true error is larger.
-    """
-    if frame_losses.size < 2:
-        return None
-    return float(frame_losses.std(ddof=1) / np.sqrt(frame_losses.size))

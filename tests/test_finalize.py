@@ -67,13 +67,6 @@ def test_statistics_of_nothing_or_of_nan_are_refused(losses: list[float]) -> Non
         selection.ensemble_statistics(losses)
 
 
-def test_standard_error_is_that_of_a_mean() -> None:
-    values = np.random.default_rng(1).normal(size=400)
-    means = np.random.default_rng(2).choice(values, (4000, 400)).mean(axis=1)
-    assert selection.standard_error(values) == pytest.approx(means.std(), rel=0.05)
-    assert selection.standard_error(values[:1]) is None
-
-
 def test_metadata_has_the_plans_keys_and_values(exported: Any) -> None:
     found = json.loads((exported.folder / METADATA).read_text())
     assert set(PLAN_KEYS) <= set(found)

@@ -118,6 +118,23 @@ def test_the_loss_of_a_set_is_the_mean_of_its_frames_losses() -> None:
         assert (whole.rmse_energy is None) == (gammas.U == 0)
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.3])
+def test_the_error_of_a_loss_is_that_of_drawn_frames_whatever_their_sizes(weight: float) -> None:
+    rng = np.random.default_rng(3)
+    components = 3.0 * rng.choice([5, 20], 400)
+    force = rng.uniform(0.5, 1.5, 400) * components
+    energy = weight * rng.uniform(size=400)
+    errors, weights = np.stack([force, energy]), np.stack([components, np.ones(400)])
+    drawn = rng.integers(0, 400, (4000, 400))
+    losses = (errors[:, drawn].sum(axis=2) / weights[:, drawn].sum(axis=2)).sum(axis=0)
+    assert statistics.error_of_ratios(errors, weights) == pytest.approx(losses.std(), rel=0.05)
+    assert statistics.error_of_ratios(errors[:, :1], weights[:, :1]) is None
+    # the control: a mean of the frames' shares takes the sizes for errors
+    gammas = GammasConfig(F=1.0, U=1.0)
+    shares = statistics.frame_losses(force, np.sqrt(energy), components, gammas)
+    assert shares.std() / np.sqrt(400) > 1.5 * losses.std()
+
+
 # -- optimisers --------------------------------------------------------------------------------
 
 

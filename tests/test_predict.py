@@ -32,7 +32,7 @@ from ensq.cli import predict as predict_cli
 from ensq.config.structs import DataConfig, GammasConfig, UnitsConfig
 from ensq.data import load
 from ensq.ensemble import LoadedEnsemble, load_ensemble
-from ensq.errors import UsageError
+from ensq.errors import DataError, UsageError
 from ensq.predicted import picking
 from ensq.predicted.running import Options, run
 from ensq.prediction import Prediction
@@ -270,6 +270,7 @@ def test_one_member_has_predictions_and_no_spread(folder: Path, tmp_path: Path) 
     models = export(tmp_path / "models", results(seeds=(3,)))
     out = tmp_path / "one.npz"
     shown = command(models, folder / "mixed.npz", "-o", out)
+    assert "1 member, seed 3\n" in shown.stdout
     assert "one member has no spread" in shown.stdout and "nan" not in shown.stdout.lower()
     with np.load(out) as found:
         assert np.isfinite(found["forces_mean"]).all()
@@ -371,6 +372,32 @@ def test_labels_that_the_training_named_need_not_be_there(tmp_path: Path) -> Non
     )
     settings = loaded.config.data
     assert load(tmp_path / "bare.xyz", settings, None, "kcal/mol").F is None
+
+
+@pytest.mark.parametrize("ending", ["npz", "extxyz"])
+def test_a_label_that_key_names_must_be_there_and_no_other_is_taken_for_it(
+    folder: Path, loaded: LoadedEnsemble, tmp_path: Path, ending: str
+) -> None:
+    """A slip of the pen must not write the labels of another array."""
+    path = tmp_path / f"data.{ending}"
+    run(loaded, folder / "mixed.npz", Options(output=path, select=20))
+    arguments = ("--select", 2, "-o", tmp_path / f"picked.{ending}")
+    refused = command(folder / "models", path, *arguments, "--key", "F=dft_forse")
+    assert isinstance(refused.exception, DataError)
+    assert "dft_forse" in str(refused.exception) and "--key F=" in str(refused.exception)
+    assert not (tmp_path / f"picked.{ending}").exists()
+
+
+def test_a_file_without_frames_is_called_empty(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "none.npz"
+    np.savez(path, R=np.zeros((0, 3, 3), np.float32), species=np.zeros((0, 3), np.int32))
+    refused = command(folder / "models", path)
+    assert isinstance(refused.exception, DataError) and "holds no frame" in str(refused.exception)
+
+
+def test_frames_that_are_selected_and_not_written_are_told_to_be(folder: Path) -> None:
+    shown = " ".join(command(folder / "models", folder / "mixed.npz", "--select", 1).stdout.split())
+    assert "selected 1 frame by" in shown and "not written: -o picked.npz" in shown
 
 
 def test_energies_that_were_not_trained_are_told(folder: Path, loaded: LoadedEnsemble) -> None:

@@ -236,6 +236,8 @@ def test_which_may_be_the_best_is_told(tmp_path: Path) -> None:
     assert "expect 2.4000 (kcal/mol/Å)² of the best on new frames" in page.text
     assert page.row("44", "done")[2:6] == ["3.00 ± 0.20", "+0.75 ± 0.11", "25 %", "="]
     assert "± the standard error over 20 blocks of 2 consecutive frames" in page.text
+    head = report.files["report-differences.csv"].decode().splitlines()[0]
+    assert "seed,difference [(kcal/mol/Angstrom)^2],error [(kcal/mol/Angstrom)^2],low [(" in head
     rows = rows_of(report, "differences")
     assert [float(row["probability_best"]) for row in rows] == [0.75, 0.2496, 0.0004]
 

@@ -198,14 +198,15 @@ def lines(done: Done, options: Options) -> list[str]:
     few, most = done.beads
     beads = f"{most}" if few == most else f"{few} to {most}"
     text = [
-        f"{about.ensemble}: {done.members} members, seeds {ranges(about.seeds)}",
-        f"{done.source}: {done.per_frame.frames} frames of {beads} beads",
+        f"{about.ensemble}: {_counted(done.members, 'member')}, "
+        f"{'seed' if done.members == 1 else 'seeds'} {ranges(about.seeds)}",
+        f"{done.source}: {_counted(done.per_frame.frames, 'frame')} of {beads} beads",
     ]
     if done.members == 1:
-        text.append(
-            "one member has no spread: there are no standard deviations and no epsilon; train more "
-            "seeds"
-        )
+        text += [
+            "one member has no spread: there are no standard deviations and no epsilon;",
+            "train more seeds",
+        ]
     else:
         how = f"standard deviations with ddof {about.ddof}, epsilon with 0"
         if about.calibration is not None:
@@ -223,6 +224,10 @@ def lines(done: Done, options: Options) -> list[str]:
     text += _picked(done, options)
     text += [f"wrote {path}" for path in done.written]
     return text
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:d} {what}" if number == 1 else f"{number:d} {what}s"
 
 
 def _rows(done: Done) -> list[list[str]]:
@@ -246,11 +251,14 @@ def _picked(done: Done, options: Options) -> list[str]:
     what = {"max": "largest epsilon", "mean": "mean epsilon", "energy": "energy per bead"}
     least = done.per_frame.uncertainty(options.by)[done.picked].min()
     unit = done.about.energy_unit if options.by == "energy" else done.about.force_unit
-    text = f"selected {len(done.picked)} frames by {what[options.by]}: {least:#.3g} {unit} or more"
+    text = f"selected {_counted(len(done.picked), 'frame')} by {what[options.by]}"
+    text += f": {least:#.3g} {unit} or more"
     if options.apart > 1:
         text += f", at least {options.apart} frames apart"
     if len(done.picked) < options.select:
         text += f"; there are no more, of {options.select} that were asked for"
+    if options.output is None:
+        text += "; not written: -o picked.npz keeps them, --json tells their numbers"
     return textwrap.wrap(text, 80, subsequent_indent="  ")
 
 

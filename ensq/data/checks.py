@@ -80,6 +80,8 @@ def values_of(raw: Raw, gammas: GammasConfig, units: UnitsConfig) -> Values:
 
 def check_shape(raw: Raw, R: tuple[int, ...], F: tuple[int, ...] | None = None) -> None:
     """Raise DataError if positions and forces of these shapes are not of frames of beads."""
+    if R[:1] == (0,):
+        raise DataError(f"{raw.path}: holds no frame: {raw.name('R')} has shape {R}")
     if R[2:] != (3,) or 0 in R:
         raise DataError(f"{raw.path}: {raw.name('R')} has shape {R}; it must be [frames, beads, 3]")
     if F is not None and F != R:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,7 +83,13 @@ def digest(path: Path) -> str:
         raise DataError(f"{path}: can't be read: {error.strerror}") from error
 
 
-def load(path: Path, config: DataConfig, gammas: GammasConfig | None, unit: EnergyUnit) -> Source:
+def load(
+    path: Path,
+    config: DataConfig,
+    gammas: GammasConfig | None,
+    unit: EnergyUnit,
+    asked_for: Collection[str] = (),
+) -> Source:
     """Load and check a data set, or open a converted one.
 
     Args:
@@ -92,6 +99,7 @@ def load(path: Path, config: DataConfig, gammas: GammasConfig | None, unit: Ener
         gammas: Weights of the loss; labels with a weight must be there. None: no label must, not
             even one that ``config`` names, and one that some files have and some have not is left
             out.
+        asked_for: Labels (F, U) whose names in ``config`` must be there without a weight, too.
         unit: The run's unit of energy. Lengths become Angstrom, energies this, forces this per
             Angstrom; R and F keep the type of the file.
 
@@ -101,7 +109,8 @@ def load(path: Path, config: DataConfig, gammas: GammasConfig | None, unit: Ener
     weights = NO_LABELS if gammas is None else gammas
     if index.is_converted(path):
         return stored.load(path, config.units, weights, unit)
-    parts = [_part(file, config, weights, unit, gammas is not None) for file in data_files(path)]
+    labels = gammas is not None
+    parts = [_part(file, config, weights, unit, labels, asked_for) for file in data_files(path)]
     if gammas is None:
         if any(part.data.F is None for part in parts):
             parts = [part._replace(data=replace(part.data, F=None)) for part in parts]
@@ -117,10 +126,15 @@ def load(path: Path, config: DataConfig, gammas: GammasConfig | None, unit: Ener
 
 
 def _part(
-    path: Path, config: DataConfig, gammas: GammasConfig, unit: EnergyUnit, labels: bool
+    path: Path,
+    config: DataConfig,
+    gammas: GammasConfig,
+    unit: EnergyUnit,
+    labels: bool,
+    asked_for: Collection[str],
 ) -> Part:
     if xyz.is_xyz(path):
-        raw = xyz.read(path, config.keys, gammas, labels=labels)
+        raw = xyz.read(path, config.keys, gammas, labels=labels, asked_for=asked_for)
     else:
-        raw = npz.read(path, config.keys, labels=labels)
+        raw = npz.read(path, config.keys, labels=labels, asked_for=asked_for)
     return checks.part(raw, gammas, config.units, unit)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -40,16 +40,19 @@ T = TypeVar("T")
 ATOMIC_NUMBERS = (*USUAL["Z"], *ALIASES["Z"])
 
 
-def read(path: Path, keys: KeysConfig, *, labels: bool = True) -> Raw:
+def read(
+    path: Path, keys: KeysConfig, *, labels: bool = True, asked_for: Collection[str] = ()
+) -> Raw:
     """The arrays of an NPZ file that ensq uses; all others stay unread.
 
-    Labels that ``keys`` name must be there, unless ``labels`` is False.
+    Labels that ``keys`` name must be there, or where ``labels`` is False those ``asked_for`` (of F,
+    U).
     """
     try:
         with path.open("rb") as file:
             check_kind(path, file.read(8))
             with npzfile.Npz(file) as archive:
-                wanted = keys if labels else without_absent(keys, archive.names)
+                wanted = keys if labels else without_absent(keys, archive.names, asked_for)
                 called = called_in(path, archive.names, wanted)
                 spare = spare_of(called)
                 arrays = {
@@ -79,13 +82,15 @@ def check_kind(path: Path, start: bytes) -> None:
     )
 
 
-def without_absent(keys: KeysConfig, holds: Iterable[str]) -> KeysConfig:
-    """The names without those of labels that the file has not."""
+def without_absent(
+    keys: KeysConfig, holds: Iterable[str], asked_for: Collection[str] = ()
+) -> KeysConfig:
+    """The names without those of labels that the file has not and nobody ``asked_for``."""
     present = set(holds)
     return KeysConfig(
         R=keys.R,
-        F=keys.F if keys.F in present else None,
-        U=keys.U if keys.U in present else None,
+        F=keys.F if keys.F in present or "F" in asked_for else None,
+        U=keys.U if keys.U in present or "U" in asked_for else None,
         species=keys.species,
     )
 

@@ -6,7 +6,7 @@ import gzip
 import io
 import sys
 import zlib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -50,11 +50,19 @@ def is_xyz(path: Path) -> bool:
     return path.name.lower().endswith(SUFFIXES)
 
 
-def read(path: Path, keys: KeysConfig, gammas: GammasConfig, *, labels: bool = True) -> Raw:
+def read(
+    path: Path,
+    keys: KeysConfig,
+    gammas: GammasConfig,
+    *,
+    labels: bool = True,
+    asked_for: Collection[str] = (),
+) -> Raw:
     """All frames, padded to the largest.
 
     Labels that only some frames have are an error if their weight in the loss is not 0, and are
-    left out otherwise. Those that ``keys`` name must be there, unless ``labels`` is False.
+    left out otherwise. Those that ``keys`` name must be there, or where ``labels`` is False those
+    ``asked_for`` (of F, U).
     """
     with closing(_blocks(path)) as blocks:
         frames = [_parse(path, place, block) for place, block in enumerate(blocks)]
@@ -64,6 +72,7 @@ def read(path: Path, keys: KeysConfig, gammas: GammasConfig, *, labels: bool = T
         keys = without_absent(
             keys,
             set.intersection(*({*frame.per_atom, *frame.per_frame} for frame in frames)),
+            asked_for,
         )
     sizes = np.array([len(frame.numbers) for frame in frames])
     beads = int(sizes.max())

@@ -72,7 +72,9 @@ def run(
     predicted.
     """
     check(ensemble, path, options)
-    source = ensemble.read(path, _settings(ensemble, options), units=options.units)
+    source = ensemble.read(
+        path, _settings(ensemble, options), units=options.units, asked_for=options.keys
+    )
     about = _about(ensemble, options)
     raw, seen = PerFrame.empty(source.n_frames), PerFrame.empty(source.n_frames)
     plain = ensemble.parts(

@@ -152,7 +152,10 @@ def _said(known: Known, choice: Choice) -> Content:
 def _figure(known: Known, choice: Choice) -> Figure:
     rows = sorted(choice.rows, key=lambda one: (one.difference, one.seed))
     shown = rows[:MOST]
-    head = ("seed", "difference", "error", "low", "high", "probability_best", "indistinguishable")
+    losses = (
+        drawing.with_unit(name, known.loss_unit) for name in ("difference", "error", "low", "high")
+    )
+    head = ("seed", *losses, "probability_best", "indistinguishable")
     lines = [
         (one.seed, one.difference, one.error, one.low, one.high, one.probability, one.same)
         for one in choice.rows

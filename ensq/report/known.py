@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ensq import config as configuration
-from ensq import exports, selection, stopped, trained
+from ensq import exports, stopped, trained
 from ensq.config import RunConfig, early
 from ensq.errors import EnsqError
 from ensq.jobs import Attempt, Decision, EpochRecord, Job, State, WorkerInfo
@@ -254,6 +254,8 @@ def _counted(ensemble: Ensemble, jobs: Sequence[Job]) -> set[int]:
 
 
 def _member(store: Store, ensemble: Ensemble, job: Job, counts: bool, notes: list[str]) -> Member:
+    from ensq.train import statistics
+
     result = None
     if job.state is State.DONE:
         try:
@@ -271,7 +273,7 @@ def _member(store: Store, ensemble: Ensemble, job: Job, counts: bool, notes: lis
         history=history,
         best_epoch=job.best_epoch,
         best_loss=job.best_loss,
-        loss_error=None if result is None else _loss_error(result),
+        loss_error=None if result is None else statistics.loss_error(result),
         rmse_force=None if best is None else best.val_rmse_force,
         rmse_energy=None if best is None else best.val_rmse_energy,
         attempts=job.attempt,
@@ -296,7 +298,7 @@ def _of_result(result: MemberResult, digest: str, index: int, attempts: int) -> 
         history=_history(result.history),
         best_epoch=result.best_epoch,
         best_loss=scores.loss,
-        loss_error=_loss_error(result),
+        loss_error=statistics.loss_error(result),
         rmse_force=scores.rmse_force,
         rmse_energy=scores.rmse_energy,
         attempts=attempts,
@@ -325,14 +327,3 @@ def _history(rows: Any) -> tuple[EpochRecord, ...]:
             )
         )
     return tuple(found)
-
-
-def _loss_error(result: MemberResult) -> float | None:
-    """Standard error of the loss over frames taken as independent."""
-    from ensq.train import statistics
-
-    gammas = configuration.loads(result.config).training.gammas
-    losses = statistics.frame_losses(
-        result.force_errors, result.energy_errors, result.components, gammas
-    )
-    return selection.standard_error(losses)

@@ -85,6 +85,27 @@ def ratios(result: MemberResult, gammas: GammasConfig) -> tuple[NDArray[Any], ND
     return np.stack(errors).astype(np.float64), np.stack(weights).astype(np.float64)
 
 
+def loss_error(result: MemberResult) -> float | None:
+    """Standard error of a member's loss over its whole validation set; see ``error_of_ratios``."""
+    return error_of_ratios(*ratios(result, configuration.loads(result.config).training.gammas))
+
+
+def error_of_ratios(errors: NDArray[Any], weights: NDArray[Any]) -> float | None:
+    """Standard error of a loss as ``ratios`` has it, frames taken as independent; None for one.
+
+    That of the linear part, with V - 1 in place of V (Cochran, Sampling Techniques, 3rd ed., eq.
+    6.13): that frames have different numbers of beads makes no loss uncertain. Frames of one
+    trajectory are correlated, so that the true error is larger.
+    """
+    frames = errors.shape[1]
+    if frames < 2:
+        return None
+    total = weights.sum(axis=1, keepdims=True)
+    away = errors - errors.sum(axis=1, keepdims=True) / total * weights
+    parts = (away / total).sum(axis=0)
+    return float(np.sqrt(np.square(parts).sum() * frames / (frames - 1)))
+
+
 def block_losses(losses: NDArray[Any], block: NDArray[Any]) -> NDArray[Any]:
     """[K] losses of blocks whose plain mean is the loss, whatever their sizes.
 
