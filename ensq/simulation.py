@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,9 +104,19 @@ class Contacts:
             return None
         return self.closer_interval[0] > max(NEAR, self.closer_noise[1])
 
-    def named(self, pair: tuple[int, int], names: tuple[str, str]) -> str:
-        """Beads in words."""
-        return f"beads {pair[0]} {names[0]} and {pair[1]} {names[1]}"
+    @property
+    def beads(self) -> str:
+        """Which came nearest, in words."""
+        return _beads(self.pair, self.names)
+
+    @property
+    def data_beads(self) -> str:
+        """Which are nearest in the data."""
+        return _beads(self.data_pair, self.data_names)
+
+
+def _beads(pair: tuple[int, int], names: tuple[str, str]) -> str:
+    return f"beads {pair[0]} {names[0]} and {pair[1]} {names[1]}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +231,7 @@ def _near(one: Contacts) -> str:
     return (
         f"Contacts: in {100 * (one.closer or 0):.3g} % of the frames{of} beads are closer than in "
         f"99 % of the data's, down to {one.smallest:.3g} Angstrom "
-        f"({one.named(one.pair, one.names)}; {one.data_smallest:.3g} in the data)."
+        f"({one.beads}; {one.data_smallest:.3g} in the data)."
     )
 
 
@@ -254,11 +264,7 @@ def plain(found: Simulation) -> dict[str, Any]:
         "replicas": found.n_replicas,
         "survived": found.survived,
         "time_done_ps": [float(ps) for ps in found.time_done],
-        "contacts": [
-            {**{field.name: getattr(one, field.name) for field in fields(one)}}
-            | {"differs": one.differs}
-            for one in found.contacts
-        ],
+        "contacts": [{**asdict(one), "differs": one.differs} for one in found.contacts],
         "distributions": [
             {
                 **{
@@ -280,7 +286,7 @@ def write(path: Path, found: Simulation) -> tuple[Path, Path]:
     """
     text = json.dumps(plain(found), indent=2, allow_nan=False, ensure_ascii=False)
     arrays = {name: getattr(found, name) for name in _ARRAYS}
-    arrays |= {name: getattr(found, name) for name in _CONTACTS if _has(found, name)}
+    arrays |= {name: array for name in _CONTACTS if (array := getattr(found, name)) is not None}
     for number, one in enumerate(found.distributions):
         arrays |= {f"distribution_{number}_{name}": getattr(one, name) for name in _HISTOGRAM}
     content = io.BytesIO()
@@ -289,10 +295,6 @@ def write(path: Path, found: Simulation) -> tuple[Path, Path]:
     beside = path.with_suffix(".json")
     write_atomic(beside, text.encode() + b"\n")
     return path, beside
-
-
-def _has(found: Simulation, name: str) -> bool:
-    return getattr(found, name) is not None
 
 
 def read(path: Path) -> Simulation:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from ensq.config import early
 from ensq.errors import EnsqError
 from ensq.jobs import Ensemble, Job, Verdict
 from ensq.store import Store
-from ensq.text import ranges
+from ensq.text import ranges, wrapped
 
 PLATEAU = "plateau"  # such a member is trained as far as it gets: it counts like any other
 
@@ -74,7 +73,7 @@ def lines(found: dict[str, Any]) -> list[str]:
     text = []
     for one in found["stopped_members"]:
         counts = "" if one["counted"] else "; not counted"
-        text += _wrapped(
+        text += wrapped(
             f"stopped early: seed {one['seed']} by the rule {one['rule']} after epoch "
             f"{one['epoch']} of {one['epochs']}, best loss {one['best_loss']:.6g}{counts}"
         )
@@ -88,12 +87,8 @@ def lines(found: dict[str, Any]) -> list[str]:
             f"{other['std']:.3g}"
         )
     if resumed := found["resumed_members"]:
-        text += _wrapped(f"stopped early, then resumed and trained on: seeds {ranges(resumed)}")
+        text += wrapped(f"stopped early, then resumed and trained on: seeds {ranges(resumed)}")
     return text
-
-
-def _wrapped(line: str) -> list[str]:
-    return textwrap.wrap(line, 80, subsequent_indent="  ")
 
 
 def _statistics(jobs: Sequence[Job]) -> dict[str, Any] | None:

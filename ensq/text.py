@@ -71,6 +71,18 @@ def table(
     return lines
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 frame``, ``2 frames``."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def wrapped(line: str) -> list[str]:
+    """Lines of 80 columns, those after the first indented."""
+    import textwrap
+
+    return textwrap.wrap(line, 80, subsequent_indent="  ")
+
+
 def with_error(value: float, error: float) -> str:
     """``0.16 ± 0.07``: a value to the digits that its standard error has, which is given to two."""
     if error <= 0 or not 1e-4 <= error < 1e6:

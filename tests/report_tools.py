@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from collections.abc import Sequence
 from html.parser import HTMLParser
@@ -32,6 +34,12 @@ model: {cutoff: 8.0, use_priors: false}
 ensemble: {enabled: true, n_models: 3}
 model_context: rows
 """
+
+
+def rows_of(content: bytes) -> list[dict[str, str]]:
+    """Rows of a CSV file by the names of columns, without their units."""
+    rows = csv.DictReader(io.StringIO(content.decode()))
+    return [{name.partition(" [")[0]: value for name, value in row.items()} for row in rows]
 
 
 def config_text(folder: Path, text: str = CONFIG) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
-import io
 import re
 import sqlite3
 import statistics
@@ -14,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_tools import HOSTILE, Page, loss, report_of, with_results, with_rows
+from report_tools import HOSTILE, Page, loss, report_of, rows_of, with_results, with_rows
 from store_tools import LEASE, claim_of
 
 from ensq import exports
@@ -23,12 +21,6 @@ from ensq.errors import EnsqError
 from ensq.jobs import Outcome
 from ensq.report import build, curves, drawing, known
 from ensq.report.numbers import plain, signed
-
-
-def rows_of(content: bytes) -> list[dict[str, str]]:
-    """Rows by the names of columns, without their units."""
-    rows = csv.DictReader(io.StringIO(content.decode()))
-    return [{name.partition(" [")[0]: value for name, value in row.items()} for row in rows]
 
 
 def query(folder: Path, sql: str) -> list[Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import subprocess
 import sys
@@ -14,6 +12,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
+import report_tools
 from click.testing import CliRunner
 from report_tools import (
     Page,
@@ -51,9 +50,7 @@ def store_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def rows_of(report: build.Report, name: str) -> list[dict[str, str]]:
-    """Rows by the names of columns, without their units."""
-    rows = csv.DictReader(io.StringIO(report.files[f"report-{name}.csv"].decode()))
-    return [{name.partition(" [")[0]: value for name, value in row.items()} for row in rows]
+    return report_tools.rows_of(report.files[f"report-{name}.csv"])
 
 
 def test_errors_are_those_of_all_components(store_of: Any) -> None:

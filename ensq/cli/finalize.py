@@ -105,10 +105,8 @@ def show(done: Finalized, json_: bool) -> None:
 
 def lines(done: Finalized) -> list[str]:
     """The table of members, the statistics, and where the files are."""
-    import textwrap
-
     from ensq import stopped
-    from ensq.text import table
+    from ensq.text import table, wrapped
 
     energy = done.config.unit
     gammas = done.config.training.gammas
@@ -140,7 +138,7 @@ def lines(done: Finalized) -> list[str]:
     if gammas.U:
         units.append(f"energies in {energy} per bead")
     frames = f"validation over {done.metadata['validation_frames']} frames"
-    text += textwrap.wrap(f"{frames}; {', '.join(units)};", 80, subsequent_indent="  ")
+    text += wrapped(f"{frames}; {', '.join(units)};")
     text += _about_errors(done)
     if done.metadata["reference_force_rms"] is not None:
         rms = done.metadata["reference_force_rms"]
@@ -157,9 +155,8 @@ def lines(done: Finalized) -> list[str]:
 
 def _comparison_lines(done: Finalized) -> list[str]:
     """Who may be as good as the best, and what choosing the lowest loss takes off it."""
-    import textwrap
-
     from ensq import choosing
+    from ensq.text import wrapped
 
     compared = done.metadata["comparison"]
     if compared is None:
@@ -172,14 +169,13 @@ def _comparison_lines(done: Finalized) -> list[str]:
             f"expect {compared['corrected_loss']:.5g} on new frames: the lowest of "
             f"{done.statistics.n} losses is partly luck"
         )
-    return [line for one in said for line in textwrap.wrap(one, 80, subsequent_indent="  ")]
+    return [line for one in said for line in wrapped(one)]
 
 
 def _about_errors(done: Finalized) -> list[str]:
     """What stands behind ``s.e.``."""
-    import textwrap
-
     from ensq import choosing
+    from ensq.text import wrapped
 
     compared = done.metadata["comparison"]
     if compared is None:
@@ -189,12 +185,12 @@ def _about_errors(done: Finalized) -> list[str]:
         f"diff: to the best over the same frames; s.e. over {choosing.about_blocks(compared)}, "
         f"of a loss alone {largest:.2g}; all losses of the exported parameters"
     )
-    return textwrap.wrap(line, 80, subsequent_indent="  ")
+    return wrapped(line)
 
 
 def _breakdown(done: Finalized) -> list[str]:
     """Force errors of the best model by protein, if there are several, and by species."""
-    import textwrap
+    from ensq.text import wrapped
 
     [best] = [m for m in done.metadata["members"] if m["index"] == done.best.index]
     parts = []
@@ -211,8 +207,7 @@ def _breakdown(done: Finalized) -> list[str]:
         ]
         if found:
             line = f"its F rmse {title}: {', '.join(found)}"
-            wrapped = textwrap.wrap(line, 80, subsequent_indent="  ")
-            text += [one.replace("\N{NO-BREAK SPACE}", " ") for one in wrapped]
+            text += [one.replace("\N{NO-BREAK SPACE}", " ") for one in wrapped(line)]
     return text
 
 
@@ -237,7 +232,7 @@ def _agreement(done: Finalized) -> list[str]:
 
 def agreement_lines(begin: str, found: Sequence[dict[str, Any]], unit: str) -> list[str]:
     """The largest differences of these comparisons, and what they are relative to."""
-    import textwrap
+    from ensq.text import wrapped
 
     worst = {
         key: max(one[f"{key}_difference"] for one in found)
@@ -250,7 +245,7 @@ def agreement_lines(begin: str, found: Sequence[dict[str, Any]], unit: str) -> l
     )
     if all(one["frames_split_over_two_domains"] for one in found):
         line += ", with ghosts too"
-    return textwrap.wrap(line, 80, subsequent_indent="  ")
+    return wrapped(line)
 
 
 def _row(member: MemberReport, done: Finalized) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import textwrap
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -192,15 +191,15 @@ def _units(text: str) -> UnitsConfig:
 
 def lines(done: Done, options: Options) -> list[str]:
     """The summary for people."""
-    from ensq.text import ranges, table
+    from ensq.text import counted, ranges, table
 
     about = done.about
     few, most = done.beads
     beads = f"{most}" if few == most else f"{few} to {most}"
     text = [
-        f"{about.ensemble}: {_counted(done.members, 'member')}, "
+        f"{about.ensemble}: {counted(done.members, 'member')}, "
         f"{'seed' if done.members == 1 else 'seeds'} {ranges(about.seeds)}",
-        f"{done.source}: {_counted(done.per_frame.frames, 'frame')} of {beads} beads",
+        f"{done.source}: {counted(done.per_frame.frames, 'frame')} of {beads} beads",
     ]
     if done.members == 1:
         text += [
@@ -226,10 +225,6 @@ def lines(done: Done, options: Options) -> list[str]:
     return text
 
 
-def _counted(number: int, what: str) -> str:
-    return f"{number:d} {what}" if number == 1 else f"{number:d} {what}s"
-
-
 def _rows(done: Done) -> list[list[str]]:
     names = {
         "energy_std": "energy",
@@ -246,12 +241,14 @@ def _rows(done: Done) -> list[list[str]]:
 
 def _picked(done: Done, options: Options) -> list[str]:
     """What was selected, and whether that is fewer than was asked for."""
+    from ensq.text import counted, wrapped
+
     if done.picked is None or options.select is None:
         return []
     what = {"max": "largest epsilon", "mean": "mean epsilon", "energy": "energy per bead"}
     least = done.per_frame.uncertainty(options.by)[done.picked].min()
     unit = done.about.energy_unit if options.by == "energy" else done.about.force_unit
-    text = f"selected {_counted(len(done.picked), 'frame')} by {what[options.by]}"
+    text = f"selected {counted(len(done.picked), 'frame')} by {what[options.by]}"
     text += f": {least:#.3g} {unit} or more"
     if options.apart > 1:
         text += f", at least {options.apart} frames apart"
@@ -259,7 +256,7 @@ def _picked(done: Done, options: Options) -> list[str]:
         text += f"; there are no more, of {options.select} that were asked for"
     if options.output is None:
         text += "; not written: -o picked.npz keeps them, --json tells their numbers"
-    return textwrap.wrap(text, 80, subsequent_indent="  ")
+    return wrapped(text)
 
 
 def told(done: Done, options: Options) -> dict[str, Any]:

@@ -207,8 +207,8 @@ def _contacts(found: Simulation) -> list[str]:
     for one in found.contacts:
         of = f" of {one.molecule}" if one.molecule else ""
         text = (
-            f"contacts{of}: {one.smallest:.3g} Angstrom or more ({one.named(one.pair, one.names)})"
-            f"; in the data {one.data_smallest:.3g} ({one.named(one.data_pair, one.data_names)})"
+            f"contacts{of}: {one.smallest:.3g} Angstrom or more ({one.beads})"
+            f"; in the data {one.data_smallest:.3g} ({one.data_beads})"
         )
         if one.closer is not None:
             text += (

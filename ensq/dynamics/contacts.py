@@ -20,11 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensq.resampling import draws_of, interval
-from ensq.simulation import Contacts
+from ensq.simulation import NEAR
 
 Array = NDArray[Any]
 
-LEVEL = 0.01  # of the data's frames are nearer than what counts as near
 PAIRS = 200_000_000  # distances of the data that are computed at most, some seconds
 AT_ONCE = 1 << 22  # of them together
 ABSURD = 0.5  # of the data's smallest distance, or of a bond: nearer is an overlap
@@ -91,6 +90,11 @@ def limit(smallest: float, bond: float | None) -> float:
     return ABSURD * (smallest if bond is None else min(smallest, bond))
 
 
+def level_of(theirs: Array) -> float:
+    """What is near: nearer than in ``NEAR`` of the data's frames [T]."""
+    return float(np.quantile(theirs, NEAR))
+
+
 def compared(
     near: Array, replica: Array, theirs: Array, block: Array, draws: int = 1000
 ) -> dict[str, Any]:
@@ -99,7 +103,7 @@ def compared(
     ``near`` [S] smallest distances of frames of replicas [S] (numbers from 0); ``theirs`` [T] those
     of the data, of blocks [T].
     """
-    level = float(np.quantile(theirs, LEVEL))
+    level = level_of(theirs)
     closer, number = near < level, np.bincount(replica)
     each = np.bincount(replica, weights=closer)
     drawn = draws_of(len(number), draws)
@@ -123,16 +127,13 @@ def _halves(values: Array, block: Array) -> tuple[float, float] | None:
     for size in {number // 2, number - number // 2}:
         for way in combinations(range(number), size):
             own = np.isin(block, way)
-            shares.append(float((values[~own] < np.quantile(values[own], LEVEL)).mean()))
+            shares.append(float((values[~own] < level_of(values[own])).mean()))
     return float(np.median(shares)), max(shares)
 
 
-def commonest(pairs: Array) -> tuple[tuple[int, int], float] | None:
-    """The pair that most of these [n,2] are, and its share."""
+def commonest(pairs: Array) -> tuple[int, int] | None:
+    """The pair that most of these [n,2] are; None for no pairs."""
     if not len(pairs):
         return None
-    pair, times = Counter(map(tuple, pairs.tolist())).most_common(1)[0]
-    return (int(pair[0]), int(pair[1])), times / len(pairs)
-
-
-__all__ = ["Contacts", "Nearest", "commonest", "compared", "free_pairs", "limit", "nearest"]
+    pair, _ = Counter(map(tuple, pairs.tolist())).most_common(1)[0]
+    return int(pair[0]), int(pair[1])

@@ -69,13 +69,17 @@ def _molecule(
     frames: data.Data, index: Array, name: str, names: Sequence[str], elements: bool
 ) -> Molecule:
     R, real, species = frames.R[index], frames.mask[index[0]], frames.species[index[0]]
+    cell = None if frames.cell is None or not frames.cell.any() else frames.cell[index]
     measured: list[Coordinate] = []
-    if frames.cell is None or not frames.cell.any():
+    if cell is None:
         measured = coordinates(R, real, species, names, elements=elements)
     bonds = bonds_of(measured)
     low, high = bond_limits(R, bonds)
-    cell = frames.cell[index] if frames.cell is not None and not measured else None
-    bonded = bonded_beads(R, real, species, names, elements=elements, cell=cell)
+    if cell is None:
+        bonded = np.zeros((len(real), len(real)), bool)
+        bonded[bonds[:, 0], bonds[:, 1]] = bonded[bonds[:, 1], bonds[:, 0]] = True
+    else:
+        bonded = bonded_beads(R, real, species, names, elements=elements, cell=cell)
     free, bond = free_pairs(real, bonded), _mean_length(R, bonded, cell)
     return Molecule(name, index, real, species, tuple(measured), bonds, low, high, free, bond)
 

@@ -151,54 +151,59 @@ def _contacts(
     kept: Array,
 ) -> tuple[Contacts, ...]:
     """By molecule: the closest pair of all, and frames held against those of the data."""
-    near, pair, closest, closest_pair = (
-        np.stack([getattr(look, name) for look in recorded.looks])
-        for name in ("nearest", "pair", "closest", "closest_pair")
-    )
+    closest = np.stack([look.closest for look in recorded.looks])
     found = []
     for number, molecule in enumerate(prepared.molecules):
-        own, data = np.flatnonzero(prepared.molecule == number), prepared.near[number]
-        if data is None or not len(own):
+        own, known = np.flatnonzero(prepared.molecule == number), prepared.near[number]
+        if known is None or not len(own):
             continue
 
-        def names(beads: Any, species: Array = molecule.species) -> tuple[str, str]:
-            i, j = (ensemble.species_names[int(species[int(bead)])] for bead in beads)
-            return i, j
+        def beads(pair: Any, word: str, species: Array = molecule.species) -> dict[str, Any]:
+            i, j = int(pair[0]), int(pair[1])
+            names = (ensemble.species_names[int(species[one])] for one in (i, j))
+            return {f"{word}pair": (i, j), f"{word}names": tuple(names)}
 
-        index, theirs = data
-        look, replica = np.unravel_index(closest[:, own].argmin(), closest[:, own].shape)
+        theirs = known[1]
         least = int(theirs.distance.argmin())
-        beads = closest_pair[look, own[replica]]
-        values: dict[str, Any] = {}
-        chosen = np.nonzero(kept & (prepared.molecule == number))
-        if len(chosen[0]):
-            part = prepared.frames.take(index)
-            block = blocks_of(part.n_frames, replica=part.replica, wanted=BLOCKS)
-            _, group = np.unique(chosen[1], return_inverse=True)
-            group = np.asarray(group).reshape(-1)
-            values = contacts.compared(near[chosen], group, theirs.distance, block)
-            usual = contacts.commonest(pair[chosen][near[chosen] < values["data_level"]])
-            if usual is not None:
-                values |= {"usual_pair": usual[0], "usual_names": names(usual[0])}
-        values = {"data_level": float(np.quantile(theirs.distance, contacts.LEVEL))} | values
+        look, place = np.unravel_index(closest[:, own].argmin(), closest[:, own].shape)
+        replica = int(own[place])
+        shares, usual = _near_frames(prepared, recorded, number, kept)
         found.append(
             Contacts(
                 molecule=molecule.name,
                 ceiling=float(ensemble.config.model.cutoff),
                 limit=prepared.contact[number],
-                smallest=float(closest[look, own[replica]]),
-                pair=(int(beads[0]), int(beads[1])),
-                names=names(beads),
-                replica=int(own[replica]),
+                smallest=float(closest[look, replica]),
+                replica=replica,
                 time=float(trajectory.time[look]),
                 data_smallest=float(theirs.distance[least]),
-                data_pair=(int(theirs.pair[least][0]), int(theirs.pair[least][1])),
-                data_names=names(theirs.pair[least]),
-                data_frames=len(index),
-                **values,
+                data_frames=len(theirs.distance),
+                **beads(recorded.looks[look].closest_pair[replica], ""),
+                **beads(theirs.pair[least], "data_"),
+                **({} if usual is None else beads(usual, "usual_")),
+                **shares,
             )
         )
     return tuple(found)
+
+
+def _near_frames(
+    prepared: Prepared, recorded: Recorded, number: int, kept: Array
+) -> tuple[dict[str, Any], tuple[int, int] | None]:
+    """How frames of a molecule compare with the data's, and the pair that most near ones have."""
+    known = prepared.near[number]
+    assert known is not None
+    index, theirs = known
+    chosen = np.nonzero(kept & (prepared.molecule == number))
+    if not len(chosen[0]):
+        return {"data_level": contacts.level_of(theirs.distance)}, None
+    near = np.stack([look.nearest for look in recorded.looks])[chosen]
+    pair = np.stack([look.pair for look in recorded.looks])[chosen]
+    part = prepared.frames.take(index)
+    block = blocks_of(part.n_frames, replica=part.replica, wanted=BLOCKS)
+    _, group = np.unique(chosen[1], return_inverse=True)
+    shares = contacts.compared(near, np.asarray(group).reshape(-1), theirs.distance, block)
+    return shares, contacts.commonest(pair[near < shares["data_level"]])
 
 
 def _bond_words(prepared: Prepared) -> str:
