@@ -15,11 +15,14 @@ MINIMAL: dict[str, Any] = {
     "model": {"cutoff": 5.0},
     "training": {"stages": [{"optimizer": "adam", "epochs": 3}]},
 }
-BOND = "model.priors={r0: 3.8, kr: 100}"
+APART = "epsilon_ex: 0.7, sigma_ex: 4.6"
+BOND = f"model.priors={{r0: 3.8, kr: 100, {APART}}}"
 SPLINES = (
     "model.priors={use_spline_priors: true, r0: 3.8, kr: 100, a: [1], b: [1], "
+    f"{APART}, "
     "splines: {bond: {knots: [3, 4], coeffs: [[0, 0, 0, 0]]}}}"
 )
+BARE_SPLINES = SPLINES.replace(f"r0: 3.8, kr: 100, a: [1], b: [1], {APART}, ", "")
 
 
 def hints(*overrides: str, frames: int | None = None) -> dict[str, str]:
@@ -55,6 +58,34 @@ def hints(*overrides: str, frames: int | None = None) -> dict[str, str]:
             "model.prior_only",
             "the stages train nothing",
         ),
+        (
+            ["model.use_priors=true", "model.priors={r0: 3.8, kr: 100}"],
+            "model.priors",
+            "no term keeps beads apart",
+        ),
+        (
+            [
+                "model.use_priors=true",
+                "model.priors={r0: 3.8, kr: 100, epsilon: 0.7, sigma: 5, weights: {repulsive: 0}}",
+            ],
+            "model.priors",
+            "no term keeps beads apart",
+        ),
+        (
+            ["model.use_priors=true", BARE_SPLINES],
+            "model.priors",
+            "no term keeps beads apart",
+        ),
+        (
+            ["model.use_priors=true", BOND, "model.priors.weights.repulsive=1.0"],
+            "model.priors.weights.repulsive",
+            "no effect without epsilon and sigma",
+        ),
+        (
+            ["model.use_priors=true", BOND, "model.priors.weights.angle=1.0"],
+            "model.priors.weights.angle",
+            "no effect without a and b",
+        ),
     ],
 )
 def test_a_setting_that_does_nothing_is_named(overrides: list[str], key: str, text: str) -> None:
@@ -72,6 +103,7 @@ def test_a_setting_that_does_nothing_is_named(overrides: list[str], key: str, te
         ["optimizer.adam.lr=0.1"],
         ["data.split={by: replica, validation: [1]}"],
         ["model.use_priors=true", BOND],
+        ["model.use_priors=true", BOND, "model.priors.weights={repulsive: 0, angle: 0, bond: 1}"],
         ["model.ml_model=mace", "model.mace.max_ell=1"],
         ["model.ml_model=a.b:c", "model.options={x: 1}"],
         ["model.use_priors=true", "model.prior_only=true", "model.train_priors=true", BOND],

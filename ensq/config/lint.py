@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from ensq.config.early import EarlyStoppingConfig
-from ensq.config.model import NETWORKS, ModelConfig, PriorsConfig
+from ensq.config.model import NETWORKS, ModelConfig, PriorsConfig, PriorWeights
 from ensq.config.notes import Kind, Note, Notes
 from ensq.config.structs import (
     OPTIMIZERS,
@@ -110,6 +110,13 @@ def _priors(config: RunConfig, notes: Notes) -> None:
         if chain or pairs or priors != PriorsConfig():
             notes.hint("model.priors", "no effect: use_priors is false")
         return
+    _weights_alone(priors, notes)
+    if (chain or priors.use_spline_priors) and not _repels(priors):
+        notes.hint(
+            "model.priors",
+            "no term keeps beads apart that are no neighbours (epsilon, sigma, epsilon_ex, "
+            "sigma_ex): in a simulation they may overlap; `ensq priors fit` finds these numbers",
+        )
     if priors.use_spline_priors:
         _replaced_terms(priors, notes)
         return
@@ -119,6 +126,28 @@ def _priors(config: RunConfig, notes: Notes) -> None:
         notes.hint("model.priors", "splines have no effect: use_spline_priors is false")
     if priors.residue_specific_angles:
         notes.hint("model.priors.residue_specific_angles", "no effect without use_spline_priors")
+
+
+def _repels(priors: PriorsConfig) -> bool:
+    weights = priors.weights
+    terms = ((priors.epsilon, weights.repulsive), (priors.epsilon_ex, weights.excluded_volume))
+    return any(epsilon is not None and weight for epsilon, weight in terms)
+
+
+def _weights_alone(priors: PriorsConfig, notes: Notes) -> None:
+    """Weights of terms that are not there."""
+    usual = PriorWeights()
+    for name, given, keys in (
+        ("bond", priors.r0 is not None, "r0 and kr"),
+        ("angle", priors.a, "a and b"),
+        ("dihedral", priors.k_dih, "k_dih and gamma_dih"),
+        ("repulsive", priors.epsilon is not None, "epsilon and sigma"),
+        ("excluded_volume", priors.epsilon_ex is not None, "epsilon_ex and sigma_ex"),
+    ):
+        splined = priors.use_spline_priors and name in ("bond", "angle", "dihedral")
+        weight = getattr(priors.weights, name)
+        if weight and weight != getattr(usual, name) and not given and not splined:
+            notes.hint(f"model.priors.weights.{name}", f"no effect without {keys}")
 
 
 def _replaced_terms(priors: PriorsConfig, notes: Notes) -> None:
