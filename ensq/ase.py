@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -121,8 +122,9 @@ class EnsembleCalculator(Calculator):
             if self.record is not None:
                 raise UsageError("record keeps frames over the threshold: give a threshold, too")
             return
-        if not self.threshold > 0:
-            raise UsageError(f"threshold is {self.threshold}; it must be over 0 (eV/Angstrom)")
+        given: Any = self.threshold
+        if not (isinstance(given, Real) and float(given) > 0):
+            raise UsageError(f"threshold is {given!r}; it must be a number over 0 (eV/Angstrom)")
         if len(self.ensemble) == 1:
             raise UsageError("one member has no spread, so that there is nothing for a threshold")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ensq import choosing, exports, metadata, stopped
+from ensq import choosing, exports, metadata, modelfiles, stopped
 from ensq import config as configuration
 from ensq.config import RunConfig
 from ensq.errors import EnsqError
@@ -149,9 +149,9 @@ def _exported(
         return before, sources
     results, indices = trained.results, [job.index for job in trained.jobs]
     frames = exports.validation_frames(store, ensemble, config, results[0])
-    made = exports.make(frames, config, options, results, chosen, say)
+    made = modelfiles.make(frames, config, options, results, chosen, say)
     made.about["comparison"] = choosing.comparison_of(results, indices, best, frames.replica)
-    made.files.update(exports.all_members(config, results, indices))
+    made.files.update(modelfiles.all_members(config, results, indices))
     return made, sources
 
 

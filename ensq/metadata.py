@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ensq import config as configuration
-from ensq import exports, selection
+from ensq import modelfiles, selection
 from ensq.config import RunConfig
 from ensq.errors import EnsqError
 from ensq.exports import Options
@@ -105,7 +105,7 @@ def metadata_of(
         "validation_frames": len(results[0].components),
         "species": list(results[0].species_names),
         "priors": _about_priors(config, options),
-        "reference_energies": exports.about_reference_energies(config, options, results[0]),
+        "reference_energies": modelfiles.about_reference_energies(config, options, results[0]),
         "config_digest": ensemble.config_digest,
         "data_digest": ensemble.data_digest,
         "versions": results[0].versions,

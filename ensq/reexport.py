@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ensq import config as configuration
-from ensq import exports
+from ensq import exports, modelfiles
 from ensq.config import RunConfig
 from ensq.errors import EnsqError, UsageError
 from ensq.exports import Options, Priors, Say
@@ -117,7 +117,7 @@ def _told(
         rmse_energy=scores.rmse_energy,
         unit=config.unit,
         comparison=comparison,
-        reference_energies=exports.about_reference_energies(config, options, result),
+        reference_energies=modelfiles.about_reference_energies(config, options, result),
         notes=tuple(notes),
     )
 
@@ -198,14 +198,14 @@ def _files(
     from ensq.train.reference import Reference
 
     frames = exports.validation_frames(store, ensemble, config, result)
-    shown = exports.spread_places(frames.n_frames)
+    shown = modelfiles.spread_places(frames.n_frames)
     reference = Reference(frames.take(shown), config.model.cutoff)
-    every = exports.spread_places(len(shown))
-    contents, comparison = exports.member_files(result, reference, every, options, say)
+    every = modelfiles.spread_places(len(shown))
+    contents, comparison = modelfiles.member_files(result, reference, every, options, say)
     files = {stem + ending: content for ending, content in contents.items()}
-    if exports.native_priors(config, options):
+    if modelfiles.native_priors(config, options):
         native = lammps_data.system_files(result, stem, frames)
         native |= lammps.prior_files(result, stem, f"{stem}.mlir", next(iter(native)))
         files |= {name: text.encode() for name, text in native.items()}
     constant = export.reference_energies(result, reference.frames)
-    return files, comparison, exports.notes_on_energies(config, options, constant, [comparison])
+    return files, comparison, modelfiles.notes_on_energies(config, options, constant, [comparison])

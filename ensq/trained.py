@@ -68,7 +68,8 @@ def find(name: str, db: str | None) -> Members:
     if db is None or ("://" not in db and not Path(db).exists()):
         raise UsageError(
             f"{name}: no export folder (it has no {exports.METADATA}), and there is no database "
-            f"{db} with an ensemble of that name: name the folder, or the database by --db"
+            f"{db} with an ensemble of that name: name the folder, or the database by --db "
+            "(in Python: db=...)"
         )
     with Store.open(db, read_only=True) as store:
         ensemble = store.ensemble(name)

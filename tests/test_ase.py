@@ -244,6 +244,7 @@ def test_nothing_happens_below_the_threshold(loaded: LoadedEnsemble) -> None:
     [
         ({"threshold": 0}, "over 0"),
         ({"threshold": np.nan}, "over 0"),
+        ({"threshold": "0.3"}, "a number"),
         ({"by": "median"}, "max or mean"),
         ({"on_exceed": "halt"}, "stop, record"),
         ({"ddof": 2}, "ddof"),

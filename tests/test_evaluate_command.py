@@ -14,7 +14,7 @@ import pytest
 from ensemble_tools import with_losses
 from train_tools import tiny_arrays
 
-from ensq import evaluating, exports, load_ensemble
+from ensq import evaluating, exports, load_ensemble, modelfiles
 from ensq.calibrating import read_stored
 from ensq.calibrating import store as keep
 from ensq.calibration import stored
@@ -41,7 +41,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def export(folder: Path) -> Path:
     """What finalize writes of the members, without the models for LAMMPS."""
     members = load_ensemble("tiny", db=str(folder / "ensq.db")).members
-    files = exports.all_members(members.config, members.results, range(MEMBERS))
+    files = modelfiles.all_members(members.config, members.results, range(MEMBERS))
     about = {
         "ensemble": members.name,
         "member_files": list(files),

@@ -79,18 +79,21 @@ RULES: dict[str, frozenset[str]] = {
         # These alone call ensq.train from outside: they export what was trained.
         "ensq.finalize": (
             "ensq.choosing ensq.config ensq.errors ensq.exports ensq.jobs ensq.metadata "
-            "ensq.publish ensq.rundir ensq.selection ensq.store ensq.stopped ensq.train"
+            "ensq.modelfiles ensq.publish ensq.rundir ensq.selection ensq.store ensq.stopped "
+            "ensq.train"
         ),
         "ensq.choosing": (
             "numpy ensq.alike ensq.comparison ensq.config ensq.resampling ensq.text ensq.train"
         ),
         "ensq.stopped": "ensq.config ensq.errors ensq.jobs ensq.selection ensq.store ensq.text",
         "ensq.metadata": (
-            "numpy ensq.config ensq.errors ensq.exports ensq.jobs ensq.selection ensq.train"
+            "numpy ensq.config ensq.errors ensq.exports ensq.jobs ensq.modelfiles ensq.selection "
+            "ensq.train"
         ),
         "ensq.exports": (
-            "numpy ensq.config ensq.data ensq.errors ensq.jobs ensq.rundir ensq.store ensq.train"
+            "ensq.config ensq.data ensq.errors ensq.jobs ensq.rundir ensq.store ensq.train"
         ),
+        "ensq.modelfiles": "numpy ensq.config ensq.data ensq.exports ensq.train",
         # Trained members and what they predict together.
         "ensq.trained": (
             "ensq.config ensq.errors ensq.exports ensq.jobs ensq.rundir ensq.stopped ensq.store "
@@ -144,8 +147,8 @@ RULES: dict[str, frozenset[str]] = {
             "ensq.trained",
         ),
         "ensq.reexport": (
-            "ensq.config ensq.errors ensq.exports ensq.jobs ensq.publish ensq.rundir ensq.store "
-            "ensq.train"
+            "ensq.config ensq.errors ensq.exports ensq.jobs ensq.modelfiles ensq.publish "
+            "ensq.rundir ensq.store ensq.train"
         ),
         "ensq.cli": (
             "ensq.boltzmann ensq.data ensq.doctor ensq.plots ensq.priorfiles msgspec "
