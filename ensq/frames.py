@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensq.data import ELEMENTS, Data
+from ensq.data.places import together
 from ensq.errors import DataError
 
 Array = NDArray[Any]
@@ -36,7 +37,8 @@ def from_arrays(
         mask: [T,N] or [N], true for real beads; None: all are.
         cell: [T,3,3] or [3,3], rows are lattice vectors, zero rows open directions; None: all open.
 
-    Raises DataError for shapes that don't fit, numbers that are not finite, unknown species.
+    Raises DataError for shapes that don't fit, numbers that are not finite, beads in one place,
+    and unknown species.
     """
     positions = np.asarray(R, np.float64)
     positions = positions[None] if positions.ndim == 2 else positions
@@ -51,6 +53,8 @@ def from_arrays(
     if bad.any():
         frame, bead = np.argwhere(bad)[0]
         raise DataError(f"frame {frame}, bead {bead}: its position is NaN or infinite")
+    if same := together(positions, real):
+        raise DataError(str(same))
     return Data(
         R=np.where(real[..., None], positions, 0.0),
         F=None,

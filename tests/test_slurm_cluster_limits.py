@@ -122,6 +122,6 @@ def test_time_limit_of_a_minute_with_a_training_of_three(cluster: Cluster, tmp_p
 
 @pytest.mark.slow
 def test_warnings_of_a_real_trainer(cluster: Cluster, tmp_path: Path) -> None:
-    place = Real(cluster, tmp_path, epochs=4 * EPOCHS)
-    assert completed_in_runs(place, place.submit(*WARNED), 900) >= 2
+    place = Real(cluster, tmp_path, epochs=EPOCHS)
+    assert completed_in_runs(place, place.submit(*WARNED), 600) >= 2
     place.require_sound()

@@ -10,6 +10,7 @@ import numpy as np
 from ensq.config.structs import GammasConfig, UnitsConfig
 from ensq.data.cells import cell_of
 from ensq.data.npz import listed
+from ensq.data.places import TOGETHER, together
 from ensq.data.species import per_bead, species_of
 from ensq.data.structs import Array, Data, Part, Raw, names_in, short
 from ensq.errors import DataError
@@ -69,8 +70,12 @@ def values_of(raw: Raw, gammas: GammasConfig, units: UnitsConfig) -> Values:
     if F is not None:
         check_shape(raw, R.shape, F.shape)
     U = energies_of(raw, T, gammas.U > 0)
+    R = _zeroed(raw, "R", R, mask)
+    nearer = TOGETHER / LENGTH[units.length]
+    if same := together(R, mask, nearer=nearer, first=raw.first):
+        raise DataError(f"{raw.path}: {raw.name('R')}: {same}")
     return Values(
-        R=_zeroed(raw, "R", R, mask),
+        R=R,
         F=None if F is None else _zeroed(raw, "F", F, mask),
         U=U,
         mask=mask,

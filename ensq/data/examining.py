@@ -10,6 +10,7 @@ import numpy as np
 from ensq.data import index, stored
 from ensq.data.index import Index
 from ensq.data.loading import NO_LABELS
+from ensq.data.places import together
 from ensq.data.stored import Stored, spans
 from ensq.data.structs import Array
 from ensq.errors import DataError
@@ -47,3 +48,5 @@ def _check(path: Path, whole: Stored, frames: Array) -> None:
     empty = ~part.mask.any(axis=1)
     if empty.any():
         raise DataError(f"{path}/mask.npy: frame {frames[np.argmax(empty)]} has no real bead")
+    if same := together(part.R, part.mask, first=int(frames[0])):
+        raise DataError(f"{path}/R.npy: {same}")
