@@ -37,8 +37,8 @@ def printable(text: str) -> str:
 
 
 def loss(value: float | None) -> str:
-    """A loss with five digits, or a dash."""
-    return "-" if value is None else f"{value:.5g}"
+    """A loss with five digits, also zeros at the end, or a dash."""
+    return "-" if value is None else f"{value:#.5g}".rstrip(".")
 
 
 def time_left(job: Job) -> float | None:

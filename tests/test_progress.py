@@ -95,7 +95,7 @@ def test_each_member_shows_state_epochs_losses_speed_and_time_left() -> None:
     lines = progress_lines(ENSEMBLE, [running(0, 3), member(1)])
     assert lines[0] == "chignolin: 1 queued, 1 running, 18 % of the epochs, about 2 min 10 s left"
     assert lines[1].split()[:3] == ["seed", "state", "epoch"]
-    assert " ".join(lines[2].split()) == "42 running 3/8 3.1235 3.1 2 10 50 s"
+    assert " ".join(lines[2].split()) == "42 running 3/8 3.1235 3.1000 2 10 50 s"
     assert " ".join(lines[3].split()) == "43 queued 0/8 - - - - -"
 
 
@@ -158,7 +158,7 @@ def test_elsewhere_than_in_a_terminal_only_changes_are_printed() -> None:
     update(running(0, 8, state=State.DONE), running(1, 1), at=13)
     assert [len(lines) for lines in said] == [0, 1, 0, 0, 1, 2]
     assert said[4] == [
-        "seed 42: running, epoch 4/8, val loss 3.1235, best 3.1 (epoch 2), 10 s/epoch, 40 s left"
+        "seed 42: running, epoch 4/8, val loss 3.1235, best 3.1000 (epoch 2), 10 s/epoch, 40 s left"
     ]
     display.close(ENSEMBLE, [running(0, 8, state=State.DONE), running(1, 2)])
     assert stream.getvalue().splitlines()[-1].startswith("chignolin: 1 running, 1 done")

@@ -75,7 +75,7 @@ def test_a_line_for_each_ensemble_those_under_way_first(crowded: Path) -> None:
     assert len(lines) == LINES + 2
     assert lines[0].endswith(": 3 queued, 0 % of the epochs")
     assert lines[1] == "many-150: 5 queued, 0 % of the epochs"
-    assert lines[11] == "many-149: 5 done, 100 % of the epochs, best 2.5"
+    assert lines[11] == "many-149: 5 done, 100 % of the epochs, best 2.5000"
     assert lines[-2] == "and 21 more ensembles; 303 members in all"
     assert lines[-1] == "next: `ensq status NAME` shows the members of one"
 

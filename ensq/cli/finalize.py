@@ -249,11 +249,12 @@ def agreement_lines(begin: str, found: Sequence[dict[str, Any]], unit: str) -> l
 
 
 def _row(member: MemberReport, done: Finalized) -> list[str]:
+    from ensq.progress import loss
     from ensq.text import with_error
 
     best = member is done.best
     compared = done.metadata["comparison"]
-    row = ["*" if best else "", str(member.seed), f"{member.loss:.5g}"]
+    row = ["*" if best else "", str(member.seed), loss(member.loss)]
     if compared is None:
         row.append("-" if member.loss_error is None else f"{member.loss_error:.2g}")
     else:
