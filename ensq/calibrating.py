@@ -108,7 +108,7 @@ def _of_file(
 ) -> _Parts:
     """Factors from a file of their own."""
     assert options.calibration is not None
-    other = load(ensemble, options.calibration)
+    other = load(ensemble, options.calibration, options)
     if other.about.digest == loaded.about.digest:
         raise UsageError(
             f"{options.calibration}: factors would be fitted on the data that they are judged on; "

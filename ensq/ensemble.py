@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ensq import data, prediction, trained
 from ensq import frames as framing
 from ensq.config import RunConfig
-from ensq.config.structs import DataConfig, UnitsConfig
+from ensq.config.structs import DataConfig, KeysConfig, UnitsConfig
 from ensq.errors import DataError, UsageError
 from ensq.masses import EVERY, RESIDUES, masses_of
 from ensq.prediction import Prediction
@@ -116,30 +116,34 @@ class LoadedEnsemble:
     def read(
         self,
         path: str | Path,
-        config: DataConfig | None = None,
         *,
         units: UnitsConfig | None = None,
-        asked_for: Collection[str] = (),
+        keys: Mapping[str, str] | None = None,
     ) -> data.Source:
         """Frames of a data file with the model's species; labels need not be there.
 
         Args:
             path: What `data.path` may name: a file, a folder, a converted set.
-            config: Units and names of arrays of the file; None: those of the training.
-            units: Of the file, in place of those.
-            asked_for: Labels (F, U) that must be there under their names in ``config``.
+            units: Of the file; None: those of the training. A converted set knows its own.
+            keys: Names of its arrays R, F, U, species, in place of the training's; labels (F, U)
+                that are named must be there.
 
-        Raises DataError.
+        Raises DataError, and UsageError for names of a converted set's arrays.
         """
         from ensq.train.predicting import with_species
 
-        settings = self.config.data if config is None else config
-        if units is None and data.is_converted(Path(path)):
-            units = data.units_of(Path(path))  # it says so itself
+        own, given = self.config.data, keys or {}
+        if data.is_converted(Path(path)):
+            units = data.units_of(Path(path)) if units is None else units  # it says so itself
+            if given:
+                raise UsageError(f"{path}: a converted set has names of its own: leave --key out")
+        named = {key: getattr(own.keys, key) for key in ("R", "F", "U", "species")}
         settings = DataConfig(
-            path=str(path), units=settings.units if units is None else units, keys=settings.keys
+            path=str(path),
+            units=own.units if units is None else units,
+            keys=KeysConfig(**(named | dict(given))),
         )
-        found = data.load(Path(path), settings, None, self.config.unit, asked_for)
+        found = data.load(Path(path), settings, None, self.config.unit, given)
         return with_species(found, self.species_names, str(path))
 
     def atoms(self, frames: data.Source | str | Path, index: int = 0) -> Any:

@@ -35,12 +35,12 @@ def evaluate(
         MismatchError: The run's data have changed; the factors stored are of other members.
     """
     _check(ensemble, options)
-    loaded = load(ensemble, options.data)
+    loaded = load(ensemble, options.data, options)
     observed = predicted(ensemble, loaded, options, "predicting", progress)
     if observed.forces is None and observed.energies is None:
         raise DataError(
             f"{loaded.about.path}: has no labels that predictions can be held against"
-            + "".join(f"; {note}" for note in _notes(ensemble, loaded))
+            + "".join(f"; {note}" for note in _notes(ensemble, loaded, options))
         )
     drawn = drawn_blocks(observed, options)
     report, curves = calibrate(ensemble, options, loaded, observed, progress)
@@ -66,7 +66,7 @@ def evaluate(
         ddof=options.ddof,
         resampling=_blocks(drawn, observed, options),
         notes=(
-            *_notes(ensemble, loaded),
+            *_notes(ensemble, loaded, options),
             *_few(drawn, report),
             *_alike(drawn, observed),
             *_left_out(made),
@@ -99,13 +99,15 @@ def _check(ensemble: LoadedEnsemble, options: Options) -> None:
         raise UsageError(f"the fraction for the fit is {options.fraction}; it must be in 0 to 1")
     if options.use_stored and (options.fit or options.calibration):
         raise UsageError("either fit factors or use those that are stored, not both")
+    if (options.units or options.keys) and not (options.data or options.calibration):
+        raise UsageError("units and names of arrays are those of a data file: name one")
     if (options.fit or options.calibration or options.use_stored) and len(ensemble) < 2:
         raise UsageError(f"{ensemble.members.name} has one member, and so no spread to scale")
 
 
-def _notes(ensemble: LoadedEnsemble, loaded: Loaded) -> list[str]:
+def _notes(ensemble: LoadedEnsemble, loaded: Loaded, options: Options) -> list[str]:
     """What must be said of the frames and of the energies."""
-    first, notes = ensemble.members.results[0], []
+    first, notes = ensemble.members.results[0], _read_as(options)
     if loaded.about.validation:
         notes.append(
             "the members' best epochs were chosen on these frames: errors are slightly too small"
@@ -133,6 +135,14 @@ def _notes(ensemble: LoadedEnsemble, loaded: Loaded) -> list[str]:
             "has no finite mean below 4, so the NLL and the global factor hang on few samples"
         )
     return notes
+
+
+def _read_as(options: Options) -> list[str]:
+    """How files were read, if not as those of the training."""
+    told = [f"{key} from the array {name!r}" for key, name in sorted(options.keys.items())]
+    if options.units is not None:
+        told.insert(0, f"in {options.units.energy} and {options.units.length}")
+    return [f"read, as was asked for: {'; '.join(told)}"] if told else []
 
 
 def _few(drawn: Resampling, report: CalibrationReport | None) -> list[str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ensq import data, prediction, resampling
 from ensq.calibration.figures import Resampling
 from ensq.calibration.samples import Energies, Forces, Frames, Observed
+from ensq.config.structs import UnitsConfig
 from ensq.ensemble import LoadedEnsemble
 from ensq.errors import MismatchError, UsageError
 from ensq.evaluation import Evaluated
@@ -37,6 +38,8 @@ class Options:
     draws: int = resampling.DRAWS
     seed: int = 0
     batch: int | None = None
+    units: UnitsConfig | None = None  # of the files; None: as the training's data
+    keys: Mapping[str, str] = field(default_factory=dict)  # names of their arrays
 
 
 class Loaded(NamedTuple):
@@ -47,8 +50,8 @@ class Loaded(NamedTuple):
     about: Evaluated
 
 
-def load(ensemble: LoadedEnsemble, path: Path | None) -> Loaded:
-    """Frames of a file, or the run's validation frames.
+def load(ensemble: LoadedEnsemble, path: Path | None, options: Options) -> Loaded:
+    """Frames of a file, read as ``options`` say, or the run's validation frames.
 
     Raises:
         UsageError: The run's data are not known here.
@@ -56,7 +59,7 @@ def load(ensemble: LoadedEnsemble, path: Path | None) -> Loaded:
     """
     members = ensemble.members
     if path is not None:
-        frames = ensemble.read(path)
+        frames = ensemble.read(path, units=options.units, keys=options.keys)
         about = Evaluated(
             path=str(path),
             digest=data.digest(path),

@@ -19,7 +19,6 @@ from ensemble_tools import with_losses
 from ensq import data, simulation, trained
 from ensq.cli import cli
 from ensq.cli.simulate import Ticker
-from ensq.config.structs import DataConfig, KeysConfig
 from ensq.dynamics import trajectory
 from ensq.dynamics.options import Options
 from ensq.dynamics.running import Found, simulate
@@ -320,8 +319,8 @@ def test_a_trajectory_is_a_data_file(
     out = tmp_path / f"t.{suffix}"
     found = run(ensemble, folder, every=20)
     trajectory.write(out, found.trajectory)
-    keys = KeysConfig(species="bead") if suffix == "extxyz" else KeysConfig()
-    frames = ensemble.read(out, DataConfig(path=str(out), keys=keys))
+    keys = {"species": "bead"} if suffix == "extxyz" else {}
+    frames = ensemble.read(out, keys=keys)
     assert frames.n_frames == 9  # three looks at each of three replicas
     constant = ensemble.predictor.constant(frames.take(np.arange(9)))
     energy = ensemble.predict(frames).energy_mean - constant

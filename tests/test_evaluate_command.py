@@ -19,11 +19,14 @@ from ensq.calibrating import read_stored
 from ensq.calibrating import store as keep
 from ensq.calibration import stored
 from ensq.cli import cli
+from ensq.config.structs import KeysConfig, UnitsConfig
+from ensq.data.converting import convert_set
 from ensq.ensemble import LoadedEnsemble
 from ensq.errors import DataError, MismatchError, UsageError
 from ensq.observing import Options
 from ensq.publish import publish
 from ensq.rundir import sha256
+from ensq.units import ENERGY
 
 MEMBERS = 4
 
@@ -96,6 +99,45 @@ def test_factors_are_fitted_on_a_part_kept_and_used(
     assert "with noise" in out and "within 1 sigma, % (normal 68.27, like members " in out
     analysis = next((run / "runs").iterdir()) / "analysis"
     assert (analysis / "evaluation-validation.json").exists()
+
+
+def test_a_file_with_other_names_and_units(
+    run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same frames in eV and nm, forces under another name: the same figures."""
+    arrays = tiny_arrays()
+    per_ev = 1 / ENERGY["eV"] * ENERGY["kcal/mol"]
+    other = dict(arrays) | {"R": arrays["R"].astype(np.float64) / 10}
+    del other["F"], other["U"]
+    other["dft"] = arrays["F"].astype(np.float64) * per_ev * 10
+    np.savez(tmp_path / "tiny.npz", **other)
+    asked = ("--units", "eV,nm", "--key", "F=dft")
+    out, _ = command(capsys, folder, run / "tiny.npz", "--json", "-o", tmp_path / "a")
+    expected = json.loads(out)["forces"]
+    out, _ = command(capsys, folder, tmp_path / "tiny.npz", *asked, "--json", "-o", tmp_path / "b")
+    found = json.loads(out)
+    assert found["forces"]["rmse"] == pytest.approx(expected["rmse"], rel=1e-5)
+    assert found["forces"]["unit"] == expected["unit"] == "kcal/mol/Angstrom"
+    assert "read, as was asked for: in eV and nm; F from the array 'dft'" in found["notes"]
+    # the controls: without one of the two
+    with pytest.raises(DataError, match="no labels"):
+        command(capsys, folder, tmp_path / "tiny.npz", "--units", "eV,nm", "-o", tmp_path / "c")
+    with pytest.raises(DataError, match="give --units ENERGY,nm"):
+        command(capsys, folder, tmp_path / "tiny.npz", "--key", "F=dft", "-o", tmp_path / "c")
+    with pytest.raises(DataError, match="--key F=NAME is 'dfg'"):
+        command(capsys, folder, tmp_path / "tiny.npz", "--units", "eV,nm", "--key", "F=dfg")
+    with pytest.raises(UsageError, match="those of a data file"):
+        command(capsys, "tiny", "--db", run / "ensq.db", *asked)
+
+
+def test_a_converted_set_is_read_as_it_says(
+    run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = convert_set(run / "tiny.npz", tmp_path / "set", units=UnitsConfig(), keys=KeysConfig())
+    with pytest.raises(UsageError, match="names of its own: leave --key out"):
+        command(capsys, folder, made.path, "--key", "F=x")
+    with pytest.raises(DataError, match="--units says eV and nm: leave --units out"):
+        command(capsys, folder, made.path, "--units", "eV,nm")
 
 
 def test_factors_outlive_another_export_and_not_other_members(

@@ -142,9 +142,9 @@ RULES: dict[str, frozenset[str]] = {
         "ensq.evaluationtext": "ensq.calibration ensq.evaluation ensq.text",
         **dict.fromkeys(
             ("ensq.observing", "ensq.calibrating", "ensq.evaluating"),
-            "numpy ensq.alike ensq.calibrating ensq.calibration ensq.data ensq.ensemble "
-            "ensq.errors ensq.evaluation ensq.observing ensq.prediction ensq.resampling "
-            "ensq.trained",
+            "numpy ensq.alike ensq.calibrating ensq.calibration ensq.config ensq.data "
+            "ensq.ensemble ensq.errors ensq.evaluation ensq.observing ensq.prediction "
+            "ensq.resampling ensq.trained",
         ),
         "ensq.reexport": (
             "ensq.config ensq.errors ensq.exports ensq.jobs ensq.modelfiles ensq.publish "

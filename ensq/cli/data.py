@@ -13,6 +13,7 @@ import click
 
 from ensq.cli.common import as_json, print_json
 from ensq.cli.config import verbose
+from ensq.cli.reading import keys_of
 from ensq.errors import UsageError
 
 _INTERVAL = 10.0  # seconds between lines in a log
@@ -102,16 +103,6 @@ def check(set_: Path, json_: bool) -> None:
         print_json(told)
         return
     click.echo(f"{set_}: whole; {told['frames']} frames of {told['beads']} beads")
-
-
-def keys_of(given: tuple[str, ...]) -> dict[str, str]:
-    found = {}
-    for text in given:
-        key, _, name = text.partition("=")
-        if key not in ("R", "F", "U", "species") or not name:
-            raise UsageError(f"--key {text}: write R=, F=, U= or species= and the array's name")
-        found[key] = name
-    return found
 
 
 def _size(count: float) -> str:

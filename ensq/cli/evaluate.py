@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ensq.cli.common import as_json, database, print_json, url_of
+from ensq.cli.reading import advice_of_options, keys_of, reading_options, units_of
 from ensq.errors import UsageError
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ _file = click.Path(exists=True, path_type=Path)
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the draws.")
 @click.option("--batch", type=click.IntRange(1), help="Frames at once. Default: as memory allows.")
+@reading_options
 @click.option(
     "-o",
     "--output",
@@ -75,6 +77,8 @@ def evaluate(
     draws: int,
     seed: int,
     batch: int | None,
+    units: str | None,
+    keys: tuple[str, ...],
     output: Path | None,
     json_: bool,
     db: str | None,
@@ -113,8 +117,11 @@ def evaluate(
         draws=draws,
         seed=seed,
         batch=batch,
+        units=units_of(units),
+        keys=keys_of(keys),
     )
-    report = evaluating.evaluate(ensemble, options, _Progress())
+    with advice_of_options():
+        report = evaluating.evaluate(ensemble, options, _Progress())
     files = list(evaluation.write(output or ensemble.members.analysis, report))
     if store:
         files.append(keep(ensemble, report))

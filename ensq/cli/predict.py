@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,21 +9,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ensq.cli.common import as_json, database, print_json, url_of
-from ensq.errors import DataError, UsageError
+from ensq.cli.reading import (
+    ENERGIES,
+    LENGTHS,
+    advice_of_options,
+    keys_of,
+    reading_options,
+    units_of,
+)
 
 if TYPE_CHECKING:
-    from ensq.config.structs import UnitsConfig
     from ensq.predicted.running import Done, Options
 
-ENERGIES = ("kcal/mol", "kJ/mol", "eV", "Hartree")
-LENGTHS = ("Angstrom", "nm", "Bohr")
 _PATH = click.Path(path_type=Path)
-# What the loader's advice is called here, where the configuration is the training's.
-_HERE = (
-    (r"set data\.units\.length: (\w+)", r"give --units ENERGY,\1"),
-    (r"data\.units\.length", "--units"),
-    (r"(?:say which in |set )?data\.keys\.(\w+)", r"--key \1=NAME"),
-)
 
 
 @click.command()
@@ -66,18 +63,7 @@ _HERE = (
     metavar="K",
     help="For --select: at least K frames of a trajectory between two that are taken.",
 )
-@click.option(
-    "--units",
-    metavar="ENERGY,LENGTH",
-    help="Of DATA, as in eV,Angstrom. Default: those of the training's data.",
-)
-@click.option(
-    "--key",
-    "keys",
-    metavar="R|F|U|species=NAME",
-    multiple=True,
-    help="What DATA calls an array. Default: as the training's data. May be repeated.",
-)
+@reading_options
 @click.option(
     "--energy-unit", type=click.Choice(ENERGIES), help="Of the output. Default: the run's."
 )
@@ -124,7 +110,6 @@ def predict(
     NAME is a run in the database, FOLDER what `ensq finalize` wrote, which needs no database. DATA
     is what data.path may name; it needs no labels. Without -o only a summary is printed.
     """
-    from ensq.cli.data import keys_of
     from ensq.predicted.running import Options
 
     options = Options(
@@ -137,7 +122,7 @@ def predict(
         ddof=int(ddof),
         energy_unit=energy_unit,
         length_unit=length_unit,
-        units=None if units is None else _units(units),
+        units=units_of(units),
         keys=keys_of(keys),
         batch=batch,
         calibrated=calibrated,
@@ -162,28 +147,10 @@ def _run(model: str, data: Path, options: Options, db: str | None) -> Done:
     with Ticker() as ticker:
         ticker.say("reading the members and the data", 0, 0)
         ensemble = LoadedEnsemble(find(model, url_of(db)))
-        try:
+        with advice_of_options():
             return run(
                 ensemble, data, options, lambda done, total: ticker.say("predicted", done, total)
             )
-        except DataError as error:
-            text = str(error)
-            for theirs, ours in _HERE:
-                text = re.sub(theirs, ours, text)
-            raise DataError(text) from error
-
-
-def _units(text: str) -> UnitsConfig:
-    from ensq.config.structs import UnitsConfig
-
-    energy, _, length = text.partition(",")
-    length = length or "Angstrom"
-    if energy not in ENERGIES or length not in LENGTHS:
-        raise UsageError(
-            f"--units {text}: write one of {', '.join(ENERGIES)}, a comma, and one of "
-            f"{', '.join(LENGTHS)}"
-        )
-    return UnitsConfig(energy=energy, length=length)  # type: ignore[arg-type]
 
 
 # -- what is shown -----------------------------------------------------------------------------

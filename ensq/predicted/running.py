@@ -9,7 +9,7 @@ from typing import Literal
 
 import ensq
 from ensq import data
-from ensq.config.structs import DataConfig, KeysConfig, UnitsConfig
+from ensq.config.structs import UnitsConfig
 from ensq.data import saving
 from ensq.ensemble import LoadedEnsemble
 from ensq.errors import UsageError
@@ -72,9 +72,7 @@ def run(
     predicted.
     """
     check(ensemble, path, options)
-    source = ensemble.read(
-        path, _settings(ensemble, options), units=options.units, asked_for=options.keys
-    )
+    source = ensemble.read(path, units=options.units, keys=options.keys)
     about = _about(ensemble, options)
     raw, seen = PerFrame.empty(source.n_frames), PerFrame.empty(source.n_frames)
     plain = ensemble.parts(
@@ -162,13 +160,6 @@ def check(ensemble: LoadedEnsemble, path: Path, options: Options) -> None:
                 f"{needs[0]} needs a spread, and {ensemble.members.name} has one trained member, "
                 "which has none: train more seeds (ensemble.n_models)"
             )
-
-
-def _settings(ensemble: LoadedEnsemble, options: Options) -> DataConfig:
-    """The names of arrays: the training's, and those that were given in their place."""
-    own = ensemble.config.data
-    named = {key: getattr(own.keys, key) for key in ("R", "F", "U", "species")} | options.keys
-    return DataConfig(path=own.path, units=own.units, keys=KeysConfig(**named))
 
 
 def _about(ensemble: LoadedEnsemble, options: Options) -> About:
