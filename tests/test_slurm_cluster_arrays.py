@@ -101,7 +101,8 @@ def test_one_job_of_three_tasks_on_two_nodes_of_different_shares(
 
 
 def test_two_workers_share_each_gpu(cluster: Cluster, tmp_path: Path) -> None:
-    place = Fake(cluster, tmp_path, seeds=4, epochs=6, epoch_seconds=0.5)
+    # Long enough for the slowest start: each of the four workers is to find one.
+    place = Fake(cluster, tmp_path, seeds=4, epochs=14, epoch_seconds=0.5)
     job = place.submit("--array=0-1", "--nodelist=n1", gpus="1", workers_per_gpu=2)
     assert {one.state for one in cluster.wait_ended(job)} == {"COMPLETED"}, place.said()
     place.require_sound()

@@ -11,7 +11,7 @@ from slurm_jobs import Fake
 
 from ensq.jobs import State
 
-EPOCHS = 14
+EPOCHS = 20  # so many that what is done to the job comes before its end
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ def nodes_of(place: Fake | Real) -> list[str | None]:
 def test_real_training_goes_on_elsewhere_after_a_power_cut(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    place = Real(cluster, tmp_path, epochs=60)
+    place = Real(cluster, tmp_path, epochs=600)  # some seconds, also on a fast machine
     job = place.submit()
     place.wait_epochs(4)
     lost = where(place)
