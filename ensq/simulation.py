@@ -162,6 +162,7 @@ class Simulation:
     steps_done: Array  # [R] good steps
     distributions: tuple[Distribution, ...] = ()
     # Files of earlier versions have none of these.
+    members: tuple[str, ...] = ()  # SHA-256 of the members' files
     contacts: tuple[Contacts, ...] = ()
     nearest: Array | None = None  # [K,R] Angstrom, the smallest distance of such pairs
     closest: Array | None = None  # [K,R] the same of all steps since the last look

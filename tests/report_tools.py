@@ -248,7 +248,7 @@ def without_models(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     are added to the list that is returned."""
     done: list[str] = []
 
-    def load(ensemble: Any, path: Path | None) -> Any:
+    def load(ensemble: Any, path: Path | None, options: Any) -> Any:
         frames = len(ensemble.members.results[0].components)
         about = evaluation.Evaluated(
             path="set.npz",

@@ -26,7 +26,7 @@ from report_tools import (
 from scipy import stats
 from store_tools import claim_of
 
-from ensq import evaluation, simulation, trained
+from ensq import evaluation, exports, simulation, trained
 from ensq.cli import cli
 from ensq.errors import DataError
 from ensq.report import build, drawing, evaluated, known
@@ -324,6 +324,44 @@ def test_a_simulation_is_told_with_its_verdict_and_its_distances(tmp_path: Path)
     assert len(rows) == 5 * 3 - 2  # no look at a replica that was stopped
     assert [float(row["epsilon_max"]) for row in rows[:3]] == [1.0, 2.0, 3.0]
     assert len(rows_of(report, "distributions-set")) == 6
+
+
+def test_a_simulation_by_other_members_is_a_note(tmp_path: Path) -> None:
+    store, ensemble = with_results(tmp_path, (4.0, 3.0))
+    state = known.from_store(store, ensemble)
+    state.analysis.mkdir(parents=True)
+    path = state.analysis / "simulation-set.npz"
+    simulation.write(path, a_simulation(members=("x" * 64,) * 2))
+    text = Page(report_of(store, ensemble).html).text
+    assert "simulation-set.npz is a simulation by other members than those that are" in text
+    assert "came through" not in text
+    simulation.write(path, a_simulation(members=state.digests))  # the control
+    text = Page(report_of(store, ensemble).html).text
+    assert "came through" in text and "by other members" not in text
+
+
+def test_what_was_found_out_from_the_export_folder_is_told_by_name_too(store_of: Any) -> None:
+    """Of two with one name that of the run counts."""
+    store, ensemble = store_of
+    state = known.from_store(store, ensemble)
+    folder = exports.export_folder(store, ensemble, state.config, None)
+    folder.mkdir(parents=True)
+    (path,) = evaluation.of_folder(state.analysis)
+    own = evaluation.read(path)
+    for name in ("theirs.npz", "own.npz"):
+        data = replace(own.evaluation.data, path=name, validation=False)
+        report = replace(own, evaluation=replace(own.evaluation, data=data))
+        evaluation.write(folder / "analysis", report)
+    simulation.write(folder / "analysis" / "simulation-set.npz", a_simulation(source="theirs"))
+    simulation.write(state.analysis / "simulation-both.npz", a_simulation(source="the run's"))
+    simulation.write(folder / "analysis" / "simulation-both.npz", a_simulation(source="not this"))
+    assert "theirs" not in Page(report_of(store, ensemble).html).text  # no export: the control
+    (folder / exports.METADATA).write_text(json.dumps({"ensemble": ensemble.name}))
+    text = Page(report_of(store, ensemble).html).text
+    assert "Frames of theirs.npz: 40" in text and "Frames of own.npz: 40" in text
+    assert text.index("Validation frames: 40") < text.index("Frames of own.npz: 40")
+    assert "From frames of theirs" in text and "From frames of the run's" in text
+    assert "not this" not in text
 
 
 def test_a_damaged_simulation_is_a_note(tmp_path: Path) -> None:

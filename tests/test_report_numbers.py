@@ -12,7 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ensq.report import drawing, html
-from ensq.report.numbers import interval, moment, percent, plain, signed, with_error
+from ensq.report.numbers import (
+    chance,
+    interval,
+    moment,
+    percent,
+    plain,
+    signed,
+    with_error,
+)
 
 finite = st.floats(allow_nan=False, allow_infinity=False, width=64).filter(
     lambda value: value == 0 or 1e-200 < abs(value) < 1e200
@@ -85,6 +93,12 @@ def test_a_value_with_an_error_is_within_a_tenth_of_the_error(value, ratio):
     scale = 10.0**-power
     assert read == pytest.approx(value * scale, abs=0.051 * error * scale, rel=1e-12)
     assert read_error == pytest.approx(error * scale, rel=0.051, abs=1e-9 * abs(value) * scale)
+
+
+def test_a_chance_by_draws_is_never_none_at_all() -> None:
+    assert [chance(x) for x in (0, 0.0009, 0.001, 0.02, 0.96, 1)] == [
+        *("< 0.1 %", "< 0.1 %", "0.1 %", "2 %", "96 %", "100 %"),
+    ]
 
 
 def test_intervals_signs_shares_and_times_are_read_at_a_glance():

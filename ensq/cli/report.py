@@ -92,7 +92,7 @@ def _afterwards(known: Known, hint: str) -> list[str]:
 
     command = f"ensq predict {known.name} data.npz -o predicted.npz{hint}"
     steps = [f"`{command}`: energies and forces of other frames, with the members' spread"]
-    if not simulation.find(known.analysis):
+    if not any(simulation.find(folder) for folder in known.analyses):
         steps.insert(0, f"`ensq simulate {known.name}{hint}`: is it stable in dynamics?")
     return steps
 

@@ -51,6 +51,7 @@ def summarize(
     found = Simulation(
         name=ensemble.members.name,
         seeds=ensemble.seeds,
+        members=ensemble.members.digests,
         source=source.name,
         molecules=tuple(names[number] for number in prepared.molecule),
         temperature=prepared.temperature,

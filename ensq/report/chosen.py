@@ -9,7 +9,7 @@ from ensq.report import drawing, html
 from ensq.report.drawing import BLACK, BLUE, GREY
 from ensq.report.html import Content
 from ensq.report.known import Known, Member
-from ensq.report.numbers import NOTHING, interval, percent, plain, signed
+from ensq.report.numbers import NOTHING, chance, interval, percent, plain, signed
 from ensq.report.page import Figure, Section
 
 ANCHOR, TITLE = "best", "Which member is the best"
@@ -209,7 +209,7 @@ def _table(choice: Choice) -> Content:
             str(one.seed),
             NOTHING if one.seed == choice.best_seed else signed(one.difference, one.error),
             NOTHING if one.seed == choice.best_seed else interval(one.low, one.high),
-            percent(one.probability),
+            chance(one.probability),
             NOTHING if one.seed == choice.best_seed else "no" if one.same else "yes",
         )
         for one in choice.rows

@@ -29,14 +29,12 @@ MOST = 12  # distributions that are drawn; the table has all
 
 def section(known: Known, given: Sequence[Given] = ()) -> Section:
     """``given``: trajectories from elsewhere, compared with the data."""
-    parts: list[Content | Figure] = []
-    for path in simulation.find(known.analysis):
-        try:
-            found = simulation.read(path)
-        except EnsqError as error:
-            parts.append(html.paragraph(html.prose(str(error)), class_="note"))
-            continue
-        parts += _one(found, path.stem.removeprefix(simulation.PREFIX))
+    simulations, notes = _of_these_members(known)
+    parts: list[Content | Figure] = [
+        html.paragraph(html.prose(note), class_="note") for note in notes
+    ]
+    for stem, found in simulations.items():
+        parts += _one(found, stem)
     if not parts:
         command = f"ensq simulate {known.name if known.from_queue else known.source}"
         parts = [
@@ -56,6 +54,30 @@ def section(known: Known, given: Sequence[Given] = ()) -> Section:
             _distances(one.distributions),
         ]
     return Section(anchor=ANCHOR, title=TITLE, body=tuple(parts))
+
+
+def _of_these_members(known: Known) -> tuple[dict[str, Simulation], list[str]]:
+    """The simulations by their names, and notes on what can't be read or is of other members.
+
+    Files of earlier versions do not tell of which members they are. Of two with one name the
+    run's own counts, not the export folder's.
+    """
+    found: dict[str, Simulation] = {}
+    notes = []
+    for path in (path for folder in known.analyses for path in simulation.find(folder)):
+        try:
+            one = simulation.read(path)
+        except EnsqError as error:
+            notes.append(str(error))
+            continue
+        if one.members in ((), known.digests):
+            found.setdefault(path.stem.removeprefix(simulation.PREFIX), one)
+        else:
+            notes.append(
+                f"{path.name} is a simulation by other members than those that are trained now; "
+                f"`ensq simulate` with frames of {one.source} makes it anew"
+            )
+    return found, notes
 
 
 def _one(found: Simulation, stem: str) -> list[Content | Figure]:

@@ -34,23 +34,28 @@ class Found:
 
 
 def find(known: Known) -> Found:
-    """What lies in the folder of analyses; what is of other members is a note."""
-    reports, notes = [], []
-    for path in evaluation.of_folder(known.analysis):
+    """What lies in the folders of analyses; what is of other members is a note.
+
+    Of two with one name the run's own counts, not the export folder's.
+    """
+    reports: dict[str, Report] = {}
+    notes = []
+    for path in (path for folder in known.analyses for path in evaluation.of_folder(folder)):
         try:
             report = evaluation.read(path)
         except EnsqError as error:
             notes.append(str(error))
             continue
         if tuple(report.evaluation.members) == known.digests:
-            reports.append((path.stem.removeprefix(evaluation.PREFIX), report))
+            reports.setdefault(path.stem.removeprefix(evaluation.PREFIX), report)
         else:
             data = report.evaluation.data.path
             notes.append(
                 f"{path.name} is an evaluation of other members than those that are trained now; "
                 f"`ensq evaluate` on {data} makes it anew"
             )
-    return Found(tuple(reports), tuple(notes))
+    ordered = sorted(reports.items(), key=lambda one: one[0] != evaluation.VALIDATION)
+    return Found(tuple(ordered), tuple(notes))
 
 
 def make(members: Members) -> None:

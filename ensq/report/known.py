@@ -85,6 +85,14 @@ class Known:
     notes: tuple[str, ...]  # what could not be read
 
     @property
+    def analyses(self) -> tuple[Path, ...]:
+        """Folders of what else was found out, by the run's name and from its export folder."""
+        folders = [self.analysis]
+        if self.exported is not None and self.exported / ANALYSIS != self.analysis:
+            folders.append(self.exported / ANALYSIS)
+        return tuple(folders)
+
+    @property
     def best(self) -> Member | None:
         """The member that the lowest validation loss makes the best, among those that are done;
         as long as none is, among all."""

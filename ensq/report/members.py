@@ -10,7 +10,7 @@ from ensq.report import drawing, html
 from ensq.report.chosen import Choice, loss_error
 from ensq.report.html import Content
 from ensq.report.known import Known, Member
-from ensq.report.numbers import NOTHING, percent, plain, signed, with_error
+from ensq.report.numbers import NOTHING, chance, plain, signed, with_error
 from ensq.report.page import Section
 
 ANCHOR, TITLE = "members", "Members"
@@ -92,7 +92,7 @@ def _row(known: Known, one: Member, best: Member | None, choice: Choice | None) 
         NOTHING if above is None or one is best else signed(above, error),
     ]
     if choice is not None:
-        row.append(NOTHING if compared is None else percent(compared.probability))
+        row.append(NOTHING if compared is None else chance(compared.probability))
         row.append("=" if compared is not None and compared.same and one is not best else "")
     if gammas.F:
         row.append(plain(one.rmse_force))

@@ -102,6 +102,11 @@ def percent(share: float | None) -> str:
     return f"{value:.1f} %" if 0 < value < 1 or 99 < value < 100 else f"{value:.0f} %"
 
 
+def chance(share: float) -> str:
+    """A probability by draws, of which none at all does not mean never."""
+    return "< 0.1 %" if share < 0.001 else percent(share)
+
+
 def moment(seconds: float | None) -> str:
     """A time (seconds since 1970) in UTC."""
     if seconds is None:
