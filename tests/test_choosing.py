@@ -187,7 +187,7 @@ def test_table_marks_who_may_be_used_and_says_it(done: Finalized) -> None:
     text = lines(done)
     first, best, worst = (line.split() for line in text[2:5])
     told = done.metadata["comparison"]["members"]
-    assert first[:3] == ["=", "42", "3.02"]
+    assert first[:3] == ["=", "42", "3.0200"]
     shown = with_error(told[0]["difference"], told[0]["difference_error"])
     assert " ".join(first[3:6]) == shown
     assert first[6] == (f"{told[0]['probability_best']:.2f}")

@@ -273,7 +273,7 @@ printf '%d:%02d\\n' $((left / 60)) $((left % 60))
 def test_a_limit_that_was_moved_back_stops_no_training(
     tmp_path: Path, limit: Limit, monkeypatch: pytest.MonkeyPatch, asks: bool
 ) -> None:
-    moving_squeue(tmp_path / "bin", 4, 3600, monkeypatch)
+    moving_squeue(tmp_path / "bin", 4, 3630, monkeypatch)  # a second may pass as it counts
     if not asks:
         monkeypatch.setattr(DeadlineWatch, "poll", lambda watch: None)
     queue = Queue(tmp_path)
