@@ -6,11 +6,9 @@ two frames of eight places, so that one compiled function for each model serves 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import ensq.train.compat  # noqa: F401  (before chemtrain and jax_md)
-from ensq.train.compat import enable_x64
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +16,10 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from jax_md_mod.model import layers
+from instrument_tools import CELL, INSIDE, Batch, batches, exact_float64, images, listed
 from model_tools import (
     BEADS,
     CUTOFF,
-    SHIFTS,
     SPECIES,
     STATISTICS,
     Measured,
@@ -31,7 +28,6 @@ from model_tools import (
     compiled,
     everything,
     frames_of,
-    helix,
     make_model,
     measure,
     model_of,
@@ -39,7 +35,7 @@ from model_tools import (
     rotation,
 )
 
-from ensq.config.model import AllegroConfig, DimeNetConfig, ModelConfig
+from ensq.config.model import DimeNetConfig, ModelConfig
 from ensq.train.models import EnergyModel, Frames, allegro, build_model
 from ensq.train.neighbours import build_neighbours
 
@@ -51,19 +47,7 @@ ALL = [*NETWORKS, "priors"]
 every_network = pytest.mark.parametrize("subject", NETWORKS)
 every_model = pytest.mark.parametrize("subject", ALL)
 examples = settings(derandomize=True, deadline=None, max_examples=25, database=None)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def float64() -> Iterator[None]:
-    """DimeNet++ of jax_md_mod rounds its sums to float32; here they keep what they get."""
-    rounding = layers.high_precision_segment_sum
-
-    def exact(data: Any, *others: Any, **more: Any) -> Any:
-        return rounding(data, *others, **more, out_type=lambda x: x)
-
-    with pytest.MonkeyPatch.context() as patch, enable_x64():
-        patch.setattr(layers, "high_precision_segment_sum", exact)
-        yield
+float64 = pytest.fixture(scope="module", autouse=True)(exact_float64)
 
 
 def same(found: Any, expected: Any) -> None:
@@ -74,45 +58,6 @@ def same(found: Any, expected: Any) -> None:
 def same_bits(found: Any, expected: Any) -> None:
     for one, two in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one, two)
-
-
-class Batch(NamedTuple):
-    """Two frames; padding stands anywhere."""
-
-    R: np.ndarray  # [2, N, 3]
-    species: np.ndarray  # [2, N]
-    mask: np.ndarray  # [2, N] bool
-    rng: np.random.Generator  # for what else a test draws
-
-    def frames(self, cutoff: float = CUTOFF) -> Frames:
-        return frames_of(self.R, self.species, self.mask, cutoff)
-
-
-def scattered(rng: np.random.Generator, mask: np.ndarray, spread: float) -> np.ndarray:
-    """Positions [N, 3] with no two real beads nearer than 1; padding is at the origin."""
-    positions = np.zeros((BEADS, 3))
-    placed: list[np.ndarray] = []
-    for bead in np.flatnonzero(mask):
-        new = rng.uniform(-spread, spread, size=3)
-        while placed and np.linalg.norm(np.array(placed) - new, axis=1).min() < 1.0:
-            new = rng.uniform(-spread, spread, size=3)
-        positions[bead] = new
-        placed.append(new)
-    return positions
-
-
-@st.composite
-def batches(draw: st.DrawFn, most: int = BEADS - 1) -> Batch:
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    masks, positions = [], []
-    for _ in range(2):
-        count = draw(st.integers(2, most))
-        places = range(count) if draw(st.booleans()) else draw(st.permutations(range(BEADS)))
-        masks.append(np.isin(np.arange(BEADS), list(places)[:count]))
-        positions.append(scattered(rng, masks[-1], draw(st.sampled_from([2.0, 3.0, 6.0]))))
-    kinds = st.lists(st.integers(0, SPECIES - 1), min_size=BEADS, max_size=BEADS)
-    species = [draw(kinds), draw(kinds)]
-    return Batch(np.array(positions), np.array(species), np.array(masks), rng)
 
 
 def of(subject: str, frames: Frames) -> Measured:
@@ -364,99 +309,7 @@ def test_an_envelope_that_is_not_smooth_would_be_seen(
     assert rough[1] > 0.5 if broken == "slope" else rough[0] > 0.5
 
 
-# -- handedness --------------------------------------------------------------------------------
-
-
-def by_default(layers: int, elements: bool) -> EnergyModel:
-    config = ModelConfig(
-        cutoff=CUTOFF,
-        allegro=AllegroConfig(num_layers=layers, n_channels=2, mlp_n_hidden=6, n_radial_basis=4),
-    )
-    return build_model(config, STATISTICS._replace(elements=elements))
-
-
-def handedness(model: EnergyModel) -> tuple[float, float]:
-    """How far energy and forces of a helix and of its mirror image are apart, relative to the
-    network's energy and to the forces."""
-    flip = np.array([1.0, 1.0, -1.0])
-    both = frames_of(np.stack([helix(), helix() * flip]), np.zeros(BEADS, int))
-    params = parameters(model)
-    # a new function: the model's own may have been compiled before a test changed the code
-    energy, forces = compile_fast(lambda p, f: model.energy_and_forces(p, f))(params, both)
-    energy, forces = np.asarray(energy) - BEADS * SHIFTS[0], np.asarray(forces)
-    apart = np.linalg.norm(forces[1] * flip - forces[0]) / np.linalg.norm(forces[0])
-    return abs(energy[1] - energy[0]) / abs(energy[0]), float(apart)
-
-
-# At random first weights; a stack of layers begins with small products, so that it shows it less.
-@pytest.mark.parametrize(("layers", "energies", "forces"), [(1, 1e-3, 1e-2), (2, 1e-5, 1e-3)])
-def test_by_default_residues_tell_a_helix_from_its_mirror_image_and_elements_do_not(
-    layers: int, energies: float, forces: float
-) -> None:
-    residues, elements = by_default(layers, False), by_default(layers, True)
-    assert residues.network != elements.network
-    assert (np.array(handedness(residues)) > [energies, forces]).all()
-    assert max(handedness(elements)) < 1e-12
-
-
-def test_distances_alone_keep_parity_by_default() -> None:
-    config = ModelConfig(cutoff=CUTOFF, allegro=AllegroConfig(max_ell=0))
-    network = build_model(config, STATISTICS).network
-    assert isinstance(network, allegro.Allegro) and network.parity
-
-
-def test_one_layer_without_the_triple_product_would_not_tell_them_apart(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    model = by_default(1, False)
-
-    def nothing(weights: Any, vector: Any, *others: Any) -> Any:
-        return jnp.zeros_like(vector[0])
-
-    monkeypatch.setattr(allegro, "_triple_product", nothing)
-    assert max(handedness(model)) < 1e-12
-
-
 # -- periodic boundaries -----------------------------------------------------------------------
-
-
-# so short along x that a bead is its own neighbour
-CELL = np.array([[3.6, 0.0, 0.0], [1.0, 5.5, 0.0], [-0.7, 0.9, 6.0]])
-INSIDE = np.array([[0.2, 0.3, 0.1], [1.9, 0.8, 2.0], [3.4, 3.1, 4.0]])  # 3 beads
-
-
-def images(reach: float) -> tuple[np.ndarray, np.ndarray]:
-    """All images within ``reach`` of a bead of the cell: positions, and the bead of each.
-
-    The beads themselves come first.
-    """
-    steps = [np.array(n) for n in np.ndindex(9, 9, 9)]
-    steps = sorted((n - 4 for n in steps), key=lambda n: np.abs(n).sum())
-    positions, bead = [], []
-    for n in steps:
-        for k, x in enumerate(INSIDE):
-            image = x + n @ CELL
-            if np.linalg.norm(INSIDE - image, axis=1).min() < reach:
-                positions.append(image)
-                bead.append(k)
-    return np.array(positions), np.array(bead)
-
-
-def listed(positions: np.ndarray) -> Frames:
-    """The layout of open boundaries by plain loops."""
-    n = len(positions)
-    rows = [
-        [j for j in range(n) if j != i and np.linalg.norm(positions[i] - positions[j]) < CUTOFF]
-        for i in range(n)
-    ]
-    width = max(len(row) for row in rows)
-    nbr, rev = np.zeros((1, n, width), np.int32), np.zeros((1, n, width), np.int32)
-    mask = np.zeros((1, n, width), bool)
-    for i, row in enumerate(rows):
-        for m, j in enumerate(row):
-            nbr[0, i, m], rev[0, i, m], mask[0, i, m] = j, j * width + rows[j].index(i), True
-    species = np.zeros((1, n), np.int32)
-    return Frames(*map(jnp.asarray, (positions[None], species, np.ones((1, n)), nbr, rev, mask)))
 
 
 @pytest.mark.parametrize("subject", ["allegro-1-1-so3", "allegro-1-2-o3", "dimenetpp"])
