@@ -91,6 +91,13 @@ def add(store: Store, name: str = "chignolin", seeds: Any = (42, 43, 44), **othe
     return store.add_ensemble(name=name, seeds=seeds, **(values | other))
 
 
+def made(path: Path) -> Path:
+    """The file of a store with an ensemble, made as any user's is."""
+    with Store.open(path, create=True) as store:
+        add(store)
+    return path
+
+
 def register(store: Store, *names: str) -> None:
     for name in names:
         store.register_worker(worker_info(name))
