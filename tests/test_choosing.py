@@ -191,7 +191,7 @@ def test_table_marks_who_may_be_used_and_says_it(done: Finalized) -> None:
     shown = with_error(told[0]["difference"], told[0]["difference_error"])
     assert " ".join(first[3:6]) == shown
     assert first[6] == (f"{told[0]['probability_best']:.2f}")
-    assert best[:4] == ["*", "43", "3", "-"]
+    assert best[:4] == ["*", "43", "3.0000", "-"]
     assert worst[0] == "45"
     assert "<0.01" in worst
     assert "seed 42 (=) can't be told apart from it at 95 %: use either" in text
