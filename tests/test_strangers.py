@@ -88,7 +88,9 @@ def test_source_has_nothing_that_runs_what_a_file_holds() -> None:
         for path in sorted((ROOT / "ensq").rglob("*.py"))
     }
     # Parameters are written as a pickle too, for scripts of people; see the next test.
-    assert {path: what for path, what in found.items() if what} == {"ensq/modelfiles.py": ["pickle"]}
+    assert {path: what for path, what in found.items() if what} == {
+        "ensq/modelfiles.py": ["pickle"]
+    }
 
 
 def test_pickles_are_written_and_never_read() -> None:
