@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -123,7 +122,7 @@ class EnsembleCalculator(Calculator):
                 raise UsageError("record keeps frames over the threshold: give a threshold, too")
             return
         given: Any = self.threshold
-        if not (isinstance(given, Real) and float(given) > 0):
+        if isinstance(given, str) or not float(given) > 0:
             raise UsageError(f"threshold is {given!r}; it must be a number over 0 (eV/Angstrom)")
         if len(self.ensemble) == 1:
             raise UsageError("one member has no spread, so that there is nothing for a threshold")

@@ -136,7 +136,10 @@ class LoadedEnsemble:
         if data.is_converted(Path(path)):
             units = data.units_of(Path(path)) if units is None else units  # it says so itself
             if given:
-                raise UsageError(f"{path}: a converted set has names of its own: leave --key out")
+                raise UsageError(
+                    f"{path}: a converted set has names of its own: leave --key out "
+                    "(in Python: keys)"
+                )
         named = {key: getattr(own.keys, key) for key in ("R", "F", "U", "species")}
         settings = DataConfig(
             path=str(path),

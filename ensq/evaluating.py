@@ -99,8 +99,10 @@ def _check(ensemble: LoadedEnsemble, options: Options) -> None:
         raise UsageError(f"the fraction for the fit is {options.fraction}; it must be in 0 to 1")
     if options.use_stored and (options.fit or options.calibration):
         raise UsageError("either fit factors or use those that are stored, not both")
-    if (options.units or options.keys) and not (options.data or options.calibration):
-        raise UsageError("units and names of arrays are those of a data file: name one")
+    if (options.units or options.keys) and not options.read_as_asked:
+        raise UsageError(
+            "--units and --key are of a data file: name one (a converted set knows its own)"
+        )
     if (options.fit or options.calibration or options.use_stored) and len(ensemble) < 2:
         raise UsageError(f"{ensemble.members.name} has one member, and so no spread to scale")
 
@@ -139,10 +141,11 @@ def _notes(ensemble: LoadedEnsemble, loaded: Loaded, options: Options) -> list[s
 
 def _read_as(options: Options) -> list[str]:
     """How files were read, if not as those of the training."""
+    files = " and ".join(str(path) for path in options.read_as_asked)
     told = [f"{key} from the array {name!r}" for key, name in sorted(options.keys.items())]
     if options.units is not None:
         told.insert(0, f"in {options.units.energy} and {options.units.length}")
-    return [f"read, as was asked for: {'; '.join(told)}"] if told else []
+    return [f"{files}: read as was asked for, {'; '.join(told)}"] if files else []
 
 
 def _few(drawn: Resampling, report: CalibrationReport | None) -> list[str]:

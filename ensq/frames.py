@@ -53,10 +53,11 @@ def from_arrays(
     if bad.any():
         frame, bead = np.argwhere(bad)[0]
         raise DataError(f"frame {frame}, bead {bead}: its position is NaN or infinite")
+    positions = np.where(real[..., None], positions, 0.0)
     if same := together(positions, real):
         raise DataError(str(same))
     return Data(
-        R=np.where(real[..., None], positions, 0.0),
+        R=positions,
         F=None,
         U=None,
         species=kinds,

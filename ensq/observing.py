@@ -38,8 +38,17 @@ class Options:
     draws: int = resampling.DRAWS
     seed: int = 0
     batch: int | None = None
-    units: UnitsConfig | None = None  # of the files; None: as the training's data
+    # Of the files, but converted sets, which know theirs; None: as the training's data.
+    units: UnitsConfig | None = None
     keys: Mapping[str, str] = field(default_factory=dict)  # names of their arrays
+
+    @property
+    def read_as_asked(self) -> tuple[Path, ...]:
+        """The files that ``units`` and ``keys`` are of."""
+        if self.units is None and not self.keys:
+            return ()
+        given = (path for path in (self.data, self.calibration) if path is not None)
+        return tuple(path for path in given if not data.is_converted(path))
 
 
 class Loaded(NamedTuple):
@@ -59,7 +68,10 @@ def load(ensemble: LoadedEnsemble, path: Path | None, options: Options) -> Loade
     """
     members = ensemble.members
     if path is not None:
-        frames = ensemble.read(path, units=options.units, keys=options.keys)
+        if data.is_converted(path):
+            frames = ensemble.read(path)
+        else:
+            frames = ensemble.read(path, units=options.units, keys=options.keys)
         about = Evaluated(
             path=str(path),
             digest=data.digest(path),

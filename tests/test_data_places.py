@@ -68,6 +68,17 @@ def test_beads_side_by_side_on_the_line_need_not_be_neighbours_there() -> None:
     assert together(R[:, :4], np.ones((1, 4), bool)) is None
 
 
+def test_of_several_the_first_pair_is_told_and_padding_may_hold_anything() -> None:
+    R = np.random.default_rng(0).normal(size=(2, 40, 3)) * 5
+    R[1, 20:] = 0
+    found = together(R, np.ones((2, 40), bool))
+    assert found is not None and (found.frame, found.beads) == (1, (20, 21))
+    mask = np.ones((2, 40), bool)
+    mask[1, 20:] = False
+    R[1, 30], R[1, 31] = np.inf, -np.inf
+    framing.from_arrays(R, np.zeros((2, 40), int), names=("A",), mask=mask)
+
+
 SAME = "frame 7, beads 1 and 2 are in the same place: damaged, or padding that no mask"
 
 

@@ -118,7 +118,8 @@ def test_a_file_with_other_names_and_units(
     found = json.loads(out)
     assert found["forces"]["rmse"] == pytest.approx(expected["rmse"], rel=1e-5)
     assert found["forces"]["unit"] == expected["unit"] == "kcal/mol/Angstrom"
-    assert "read, as was asked for: in eV and nm; F from the array 'dft'" in found["notes"]
+    told = "read as was asked for, in eV and nm; F from the array 'dft'"
+    assert f"{tmp_path / 'tiny.npz'}: {told}" in found["notes"]
     # the controls: without one of the two
     with pytest.raises(DataError, match="no labels"):
         command(capsys, folder, tmp_path / "tiny.npz", "--units", "eV,nm", "-o", tmp_path / "c")
@@ -126,18 +127,31 @@ def test_a_file_with_other_names_and_units(
         command(capsys, folder, tmp_path / "tiny.npz", "--key", "F=dft", "-o", tmp_path / "c")
     with pytest.raises(DataError, match="--key F=NAME is 'dfg'"):
         command(capsys, folder, tmp_path / "tiny.npz", "--units", "eV,nm", "--key", "F=dfg")
-    with pytest.raises(UsageError, match="those of a data file"):
+    with pytest.raises(UsageError, match="are of a data file"):
         command(capsys, "tiny", "--db", run / "ensq.db", *asked)
+    # the file for the fit is read so too, and a converted set as it says
+    made = convert_set(run / "tiny.npz", tmp_path / "set", units=UnitsConfig(), keys=KeysConfig())
+    fit = ("--calibration", tmp_path / "tiny.npz")
+    out, _ = command(capsys, "tiny", "--db", run / "ensq.db", *fit, *asked, "--json")
+    found = json.loads(out)
+    assert found["calibration"]["fitted_frames"] == 40
+    assert f"{tmp_path / 'tiny.npz'}: {told}" in found["notes"]
+    out, _ = command(capsys, folder, made.path, *fit, *asked, "--json", "-o", tmp_path / "d")
+    assert json.loads(out)["forces"]["rmse"] == pytest.approx(expected["rmse"], rel=1e-5)
 
 
 def test_a_converted_set_is_read_as_it_says(
     run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = convert_set(run / "tiny.npz", tmp_path / "set", units=UnitsConfig(), keys=KeysConfig())
+    for asked in (("--key", "F=x"), ("--units", "eV,nm")):
+        with pytest.raises(UsageError, match="a converted set knows its own"):
+            command(capsys, folder, made.path, *asked)
     with pytest.raises(UsageError, match="names of its own: leave --key out"):
-        command(capsys, folder, made.path, "--key", "F=x")
+        load_ensemble(folder).read(made.path, keys={"F": "x"})
+    wrong = ["predict", str(folder), str(made.path), "--units", "eV,nm"]
     with pytest.raises(DataError, match="--units says eV and nm: leave --units out"):
-        command(capsys, folder, made.path, "--units", "eV,nm")
+        cli.main(wrong, standalone_mode=False)
 
 
 def test_factors_outlive_another_export_and_not_other_members(

@@ -15,7 +15,7 @@ MINIMAL: dict[str, Any] = {
     "model": {"cutoff": 5.0},
     "training": {"stages": [{"optimizer": "adam", "epochs": 3}]},
 }
-APART = "epsilon_ex: 0.7, sigma_ex: 4.6"
+APART = "epsilon: 0.7, sigma: 5.0, epsilon_ex: 0.7, sigma_ex: 4.6"
 BOND = f"model.priors={{r0: 3.8, kr: 100, {APART}}}"
 SPLINES = (
     "model.priors={use_spline_priors: true, r0: 3.8, kr: 100, a: [1], b: [1], "
@@ -61,15 +61,17 @@ def hints(*overrides: str, frames: int | None = None) -> dict[str, str]:
         (
             ["model.use_priors=true", "model.priors={r0: 3.8, kr: 100}"],
             "model.priors",
-            "no term keeps beads apart",
+            "no neighbours in the chain (epsilon, sigma, epsilon_ex, sigma_ex): in a simulation",
         ),
         (
-            [
-                "model.use_priors=true",
-                "model.priors={r0: 3.8, kr: 100, epsilon: 0.7, sigma: 5, weights: {repulsive: 0}}",
-            ],
+            ["model.use_priors=true", BOND, "model.priors.weights.repulsive=0"],
             "model.priors",
-            "no term keeps beads apart",
+            "6 places apart in the chain or more (epsilon, sigma): in a simulation",
+        ),
+        (
+            ["model.use_priors=true", "model.priors={r0: 3.8, kr: 100, epsilon: 0.7, sigma: 5}"],
+            "model.priors",
+            "2 to 5 places apart in the chain (epsilon_ex, sigma_ex): in a simulation",
         ),
         (
             ["model.use_priors=true", BARE_SPLINES],
@@ -77,9 +79,9 @@ def hints(*overrides: str, frames: int | None = None) -> dict[str, str]:
             "no term keeps beads apart",
         ),
         (
-            ["model.use_priors=true", BOND, "model.priors.weights.repulsive=1.0"],
-            "model.priors.weights.repulsive",
-            "no effect without epsilon and sigma",
+            ["model.use_priors=true", BOND, "model.priors.weights.dihedral=1.0"],
+            "model.priors.weights.dihedral",
+            "no effect without k_dih and gamma_dih",
         ),
         (
             ["model.use_priors=true", BOND, "model.priors.weights.angle=1.0"],
@@ -103,7 +105,7 @@ def test_a_setting_that_does_nothing_is_named(overrides: list[str], key: str, te
         ["optimizer.adam.lr=0.1"],
         ["data.split={by: replica, validation: [1]}"],
         ["model.use_priors=true", BOND],
-        ["model.use_priors=true", BOND, "model.priors.weights={repulsive: 0, angle: 0, bond: 1}"],
+        ["model.use_priors=true", BOND, "model.priors.weights={repulsive: 1, angle: 0, bond: 1}"],
         ["model.ml_model=mace", "model.mace.max_ell=1"],
         ["model.ml_model=a.b:c", "model.options={x: 1}"],
         ["model.use_priors=true", "model.prior_only=true", "model.train_priors=true", BOND],

@@ -352,6 +352,8 @@ def test_what_was_found_out_from_the_export_folder_is_told_by_name_too(store_of:
         data = replace(own.evaluation.data, path=name, validation=False)
         report = replace(own, evaluation=replace(own.evaluation, data=data))
         evaluation.write(folder / "analysis", report)
+    again = replace(own.evaluation, notes=("not the run's",))
+    evaluation.write(folder / "analysis", replace(own, evaluation=again))
     simulation.write(folder / "analysis" / "simulation-set.npz", a_simulation(source="theirs"))
     simulation.write(state.analysis / "simulation-both.npz", a_simulation(source="the run's"))
     simulation.write(folder / "analysis" / "simulation-both.npz", a_simulation(source="not this"))
@@ -361,7 +363,15 @@ def test_what_was_found_out_from_the_export_folder_is_told_by_name_too(store_of:
     assert "Frames of theirs.npz: 40" in text and "Frames of own.npz: 40" in text
     assert text.index("Validation frames: 40") < text.index("Frames of own.npz: 40")
     assert "From frames of theirs" in text and "From frames of the run's" in text
-    assert "not this" not in text
+    assert "not this" not in text and "not the run's" not in text
+    # another file of the same name; and what is of other members elsewhere is no loss
+    data = replace(own.evaluation.data, path="own.npz", validation=False, digest="e" * 64)
+    evaluation.write(state.analysis, replace(own, evaluation=replace(own.evaluation, data=data)))
+    other = replace(own.evaluation, members=("x" * 64,) * 3)
+    evaluation.write(folder / "analysis", replace(own, evaluation=other))
+    text = Page(report_of(store, ensemble).html).text
+    assert text.count("Frames of own.npz: 40") == 2 * text.count("Frames of theirs.npz: 40")
+    assert "other members than" not in text
 
 
 def test_a_damaged_simulation_is_a_note(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ _HERE = (
     (r"data\.units\.length", "--units"),
     (r"data\.units says", "--units says"),
     (r"write data\.units: \{[^}]*\}", "leave --units out"),
+    (r"\(data\.units\)", "(--units)"),
+    (r"set data\.keys\.species to it", "give --key species=NAME"),
     (r"(?:say which in |set )?data\.keys\.(\w+)", r"--key \1=NAME"),
 )
 
@@ -34,12 +36,12 @@ def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "keys",
             metavar="R|F|U|species=NAME",
             multiple=True,
-            help="What DATA calls an array. Default: as the training's data. May be repeated.",
+            help="What the file calls an array. Default: as the training's data. May be repeated.",
         ),
         click.option(
             "--units",
             metavar="ENERGY,LENGTH",
-            help="Of DATA, as in eV,Angstrom. Default: those of the training's data.",
+            help="Of the file, as in eV,Angstrom. Default: those of the training's data.",
         ),
     ):
         command = add(command)

@@ -111,11 +111,11 @@ def _priors(config: RunConfig, notes: Notes) -> None:
             notes.hint("model.priors", "no effect: use_priors is false")
         return
     _weights_alone(priors, notes)
-    if (chain or priors.use_spline_priors) and not _repels(priors):
+    if (chain or priors.use_spline_priors) and (missing := _not_kept_apart(priors)):
         notes.hint(
             "model.priors",
-            "no term keeps beads apart that are no neighbours (epsilon, sigma, epsilon_ex, "
-            "sigma_ex): in a simulation they may overlap; `ensq priors fit` finds these numbers",
+            f"no term keeps beads apart that are {missing}: in a simulation they may overlap; "
+            "`ensq priors fit` finds these numbers",
         )
     if priors.use_spline_priors:
         _replaced_terms(priors, notes)
@@ -128,10 +128,16 @@ def _priors(config: RunConfig, notes: Notes) -> None:
         notes.hint("model.priors.residue_specific_angles", "no effect without use_spline_priors")
 
 
-def _repels(priors: PriorsConfig) -> bool:
+def _not_kept_apart(priors: PriorsConfig) -> str:
+    """Which beads of a chain no term keeps apart, with what it takes; empty if there are none."""
     weights = priors.weights
-    terms = ((priors.epsilon, weights.repulsive), (priors.epsilon_ex, weights.excluded_volume))
-    return any(epsilon is not None and weight for epsilon, weight in terms)
+    far = priors.epsilon is not None and weights.repulsive
+    near = priors.epsilon_ex is not None and weights.excluded_volume
+    if far:
+        return "" if near else "2 to 5 places apart in the chain (epsilon_ex, sigma_ex)"
+    if near:
+        return "6 places apart in the chain or more (epsilon, sigma)"
+    return "no neighbours in the chain (epsilon, sigma, epsilon_ex, sigma_ex)"
 
 
 def _weights_alone(priors: PriorsConfig, notes: Notes) -> None:

@@ -16,7 +16,7 @@ _BEADS_AT_A_TIME = 1 << 20
 
 
 class Together(NamedTuple):
-    """The first two beads in one place, and how many frames have such."""
+    """Two beads in one place, of the first frame that has such, and how many frames have."""
 
     frame: int
     beads: tuple[int, int]
@@ -76,6 +76,6 @@ def _pairs(R: Array, mask: Array, nearer: float) -> Array:
         pair = np.sort(np.stack([order[frames, place], order[frames, place + apart]], axis=1))
         distance = np.linalg.norm(R[frames, pair[:, 0]] - R[frames, pair[:, 1]], axis=1)
         hit = distance < nearer
-        found[frames[hit]] = pair[hit]
+        found[frames[hit][::-1]] = pair[hit][::-1]  # of several the first stays
         open_frames = open_frames[found[open_frames, 0] < 0]
     return found

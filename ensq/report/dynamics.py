@@ -4,6 +4,7 @@ same molecule as in the data?"""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,21 +64,23 @@ def _of_these_members(known: Known) -> tuple[dict[str, Simulation], list[str]]:
     run's own counts, not the export folder's.
     """
     found: dict[str, Simulation] = {}
-    notes = []
+    notes: dict[Path, str] = {}
     for path in (path for folder in known.analyses for path in simulation.find(folder)):
         try:
             one = simulation.read(path)
         except EnsqError as error:
-            notes.append(str(error))
+            notes[path] = str(error)
             continue
         if one.members in ((), known.digests):
             found.setdefault(path.stem.removeprefix(simulation.PREFIX), one)
         else:
-            notes.append(
-                f"{path.name} is a simulation by other members than those that are trained now; "
+            notes[path] = (
+                f"{path} is a simulation by other members than those that are trained now; "
                 f"`ensq simulate` with frames of {one.source} makes it anew"
             )
-    return found, notes
+    # What was made anew elsewhere is no loss.
+    names = {f"{simulation.PREFIX}{stem}" for stem in found}
+    return found, [note for path, note in notes.items() if path.stem not in names]
 
 
 def _one(found: Simulation, stem: str) -> list[Content | Figure]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from ensq import evaluation
 from ensq.calibration.figures import Figure as Value
@@ -39,23 +40,30 @@ def find(known: Known) -> Found:
     Of two with one name the run's own counts, not the export folder's.
     """
     reports: dict[str, Report] = {}
-    notes = []
+    notes: dict[Path, str] = {}
     for path in (path for folder in known.analyses for path in evaluation.of_folder(folder)):
         try:
             report = evaluation.read(path)
         except EnsqError as error:
-            notes.append(str(error))
+            notes[path] = str(error)
             continue
+        data = report.evaluation.data
         if tuple(report.evaluation.members) == known.digests:
-            reports.setdefault(path.stem.removeprefix(evaluation.PREFIX), report)
+            stem = path.stem.removeprefix(evaluation.PREFIX)
+            before = reports.setdefault(stem, report).evaluation.data
+            if (before.digest, before.validation) != (data.digest, data.validation):
+                reports.setdefault(f"{stem}-{data.digest[:8]}", report)  # another file so named
         else:
-            data = report.evaluation.data.path
-            notes.append(
-                f"{path.name} is an evaluation of other members than those that are trained now; "
-                f"`ensq evaluate` on {data} makes it anew"
+            notes[path] = (
+                f"{path} is an evaluation of other members than those that are trained now; "
+                f"`ensq evaluate` on {data.path} makes it anew"
             )
     ordered = sorted(reports.items(), key=lambda one: one[0] != evaluation.VALIDATION)
-    return Found(tuple(ordered), tuple(notes))
+    # What was made anew elsewhere is no loss.
+    names = {f"{evaluation.PREFIX}{stem}" for stem in reports}
+    return Found(
+        tuple(ordered), tuple(note for path, note in notes.items() if path.stem not in names)
+    )
 
 
 def make(members: Members) -> None:
