@@ -75,7 +75,7 @@ def test_of_several_the_first_pair_is_told_and_padding_may_hold_anything() -> No
     assert found is not None and (found.frame, found.beads) == (1, (20, 21))
     mask = np.ones((2, 40), bool)
     mask[1, 20:] = False
-    R[1, 30], R[1, 31] = np.inf, -np.inf
+    R[1, 30] = np.inf, -np.inf, 0
     framing.from_arrays(R, np.zeros((2, 40), int), names=("A",), mask=mask)
 
 
