@@ -215,10 +215,11 @@ def test_a_member_that_never_reaches_a_checkpoint_fails_with_the_reason(
 
 def test_a_checkpoint_in_between_begins_the_count_again(tmp_path: Path, limit: Limit) -> None:
     queue = Queue(tmp_path, epochs=1000)
-    for settings in ({"compile_seconds": 30.0}, {"epoch_seconds": 0.05}, {"compile_seconds": 30.0},
-                     {"compile_seconds": 30.0}):  # fmt: skip
-        limit(3.0)
-        assert queue.work(settings=settings)[0] == 75
+    never = (3.0, {"compile_seconds": 30.0})
+    for seconds, settings in (never, (8.0, {"epoch_seconds": 0.05}), never, never):
+        limit(seconds)
+        code, lines = queue.work(settings=settings)
+        assert code == 75, "\n".join(lines)
     job = queue.job
     assert (job.state, job.stalls, job.interruptions) == (State.QUEUED, 2, 4)
 
