@@ -68,10 +68,10 @@ def load(ensemble: LoadedEnsemble, path: Path | None, options: Options) -> Loade
     """
     members = ensemble.members
     if path is not None:
-        if data.is_converted(path):
-            frames = ensemble.read(path)
-        else:
+        if path in options.read_as_asked:
             frames = ensemble.read(path, units=options.units, keys=options.keys)
+        else:
+            frames = ensemble.read(path)
         about = Evaluated(
             path=str(path),
             digest=data.digest(path),

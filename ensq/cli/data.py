@@ -13,7 +13,7 @@ import click
 
 from ensq.cli.common import as_json, print_json
 from ensq.cli.config import verbose
-from ensq.cli.reading import keys_of
+from ensq.cli.reading import ENERGIES, LENGTHS, keys_of
 from ensq.errors import UsageError
 
 _INTERVAL = 10.0  # seconds between lines in a log
@@ -29,14 +29,14 @@ def data() -> None:
 @click.argument("dest", type=click.Path(path_type=Path))
 @click.option(
     "--energy-unit",
-    type=click.Choice(["kcal/mol", "kJ/mol", "eV", "Hartree"]),
+    type=click.Choice(ENERGIES),
     default="kcal/mol",
     show_default=True,
     help="Of SOURCE, as data.units.energy says it.",
 )
 @click.option(
     "--length-unit",
-    type=click.Choice(["Angstrom", "nm", "Bohr"]),
+    type=click.Choice(LENGTHS),
     default="Angstrom",
     show_default=True,
     help="Of SOURCE, as data.units.length says it.",

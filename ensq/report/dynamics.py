@@ -4,15 +4,14 @@ same molecule as in the data?"""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ensq import simulation
-from ensq.errors import EnsqError
 from ensq.progress import duration
 from ensq.report import drawing, html
+from ensq.report.analyses import read_all
 from ensq.report.drawing import BLACK, BLUE, GREY, ORANGE
 from ensq.report.html import Content
 from ensq.report.known import Known
@@ -63,24 +62,20 @@ def _of_these_members(known: Known) -> tuple[dict[str, Simulation], list[str]]:
     Files of earlier versions do not tell of which members they are. Of two with one name the
     run's own counts, not the export folder's.
     """
-    found: dict[str, Simulation] = {}
-    notes: dict[Path, str] = {}
-    for path in (path for folder in known.analyses for path in simulation.find(folder)):
-        try:
-            one = simulation.read(path)
-        except EnsqError as error:
-            notes[path] = str(error)
-            continue
+
+    def stale(one: Simulation) -> str:
         if one.members in ((), known.digests):
-            found.setdefault(path.stem.removeprefix(simulation.PREFIX), one)
-        else:
-            notes[path] = (
-                f"{path} is a simulation by other members than those that are trained now; "
-                f"`ensq simulate` with frames of {one.source} makes it anew"
-            )
-    # What was made anew elsewhere is no loss.
-    names = {f"{simulation.PREFIX}{stem}" for stem in found}
-    return found, [note for path, note in notes.items() if path.stem not in names]
+            return ""
+        return (
+            "is a simulation by other members than those that are trained now; "
+            f"`ensq simulate` with frames of {one.source} makes it anew"
+        )
+
+    read, notes = read_all(known, simulation.find, simulation.read, stale)
+    found: dict[str, Simulation] = {}
+    for path, one in read:
+        found.setdefault(path.stem.removeprefix(simulation.PREFIX), one)
+    return found, notes
 
 
 def _one(found: Simulation, stem: str) -> list[Content | Figure]:

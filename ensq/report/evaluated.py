@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from ensq import evaluation
 from ensq.calibration.figures import Figure as Value
 from ensq.errors import EnsqError
 from ensq.evaluation import Evaluation, Report
 from ensq.report import html
+from ensq.report.analyses import read_all
 from ensq.report.html import Content
 from ensq.report.known import Known
 from ensq.report.numbers import NOTHING, between
@@ -39,31 +39,24 @@ def find(known: Known) -> Found:
 
     Of two with one name the run's own counts, not the export folder's.
     """
+
+    def stale(one: Report) -> str:
+        if tuple(one.evaluation.members) == known.digests:
+            return ""
+        return (
+            "is an evaluation of other members than those that are trained now; "
+            f"`ensq evaluate` on {one.evaluation.data.path} makes it anew"
+        )
+
+    read, notes = read_all(known, evaluation.of_folder, evaluation.read, stale)
     reports: dict[str, Report] = {}
-    notes: dict[Path, str] = {}
-    for path in (path for folder in known.analyses for path in evaluation.of_folder(folder)):
-        try:
-            report = evaluation.read(path)
-        except EnsqError as error:
-            notes[path] = str(error)
-            continue
-        data = report.evaluation.data
-        if tuple(report.evaluation.members) == known.digests:
-            stem = path.stem.removeprefix(evaluation.PREFIX)
-            before = reports.setdefault(stem, report).evaluation.data
-            if (before.digest, before.validation) != (data.digest, data.validation):
-                reports.setdefault(f"{stem}-{data.digest[:8]}", report)  # another file so named
-        else:
-            notes[path] = (
-                f"{path} is an evaluation of other members than those that are trained now; "
-                f"`ensq evaluate` on {data.path} makes it anew"
-            )
+    for path, report in read:
+        stem, data = path.stem.removeprefix(evaluation.PREFIX), report.evaluation.data
+        before = reports.setdefault(stem, report).evaluation.data
+        if (before.digest, before.validation) != (data.digest, data.validation):
+            reports.setdefault(f"{stem}-{data.digest[:8]}", report)  # another file so named
     ordered = sorted(reports.items(), key=lambda one: one[0] != evaluation.VALIDATION)
-    # What was made anew elsewhere is no loss.
-    names = {f"{evaluation.PREFIX}{stem}" for stem in reports}
-    return Found(
-        tuple(ordered), tuple(note for path, note in notes.items() if path.stem not in names)
-    )
+    return Found(tuple(ordered), tuple(notes))
 
 
 def make(members: Members) -> None:
